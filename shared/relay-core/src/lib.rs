@@ -1,0 +1,29 @@
+//! What decides: the pure core of WebhookRelay. No I/O, no clock, no randomness, no logging: times and random
+//! numbers come in as arguments, so everything here is tested by examples, properties and the simulation.
+//!
+//! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
+//! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
+//! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
+//! [`problem`] and [`page`] serve the REST interface.
+
+pub mod address;
+pub mod answer;
+pub mod breaker;
+pub mod bundle;
+pub mod delivery;
+pub mod endpoint;
+pub mod event;
+pub mod headers;
+pub mod ids;
+pub mod job;
+pub mod lanes;
+pub mod matching;
+pub mod page;
+pub mod problem;
+pub mod protocol;
+pub mod retry;
+pub mod signature;
+pub mod subject;
+mod wire;
+
+pub use wire::WireError;
