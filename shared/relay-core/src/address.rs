@@ -1,299 +1,244 @@
-//! Which addresses may be called: the guard against server-side request forgery. Step 9 of an event's way. Looked at
-//! when an endpoint is saved, and again for every address that a name resolves to when connecting.
+//! Which addresses may be called, and which URLs an endpoint may have: the guard against server-side request
+//! forgery. Endpoints are checked when saved ([`check_url`]); the deliverer asks [`AddressPolicy::check`] for every
+//! address it is about to connect to, so a name that changes its address gains nothing.
+//!
+//! Refused is what the IANA special-purpose registries name, whether globally reachable or not (nobody takes
+//! webhooks there), and addresses at which clouds answer their own machines. Of IPv6 only 2000::/3 is left. What
+//! an operator allows by CIDR wins over all of it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
-/// Characters of a URL at most.
+/// A network in CIDR notation, as operators allow them.
+pub use ipnet::IpNet as Network;
+
+/// Characters of a URL at most, as given and as normalised.
 pub const URL_CHARS_MAX: usize = 2048;
+/// Characters of a host name at most (RFC 1035).
+const HOST_CHARS_MAX: usize = 253;
 
-/// IPv4 ranges that are not the public internet, with where they are set aside.
-const SPECIAL_V4: [(&str, &str); 16] = [
-    ("0.0.0.0/8", "this network (RFC 791)"),
-    ("10.0.0.0/8", "private (RFC 1918)"),
-    ("100.64.0.0/10", "carrier-grade NAT (RFC 6598)"),
-    ("127.0.0.0/8", "loopback (RFC 1122)"),
-    ("169.254.0.0/16", "link-local, cloud metadata (RFC 3927)"),
-    ("172.16.0.0/12", "private (RFC 1918)"),
-    ("192.0.0.0/24", "protocol assignments (RFC 6890)"),
-    ("192.0.2.0/24", "documentation (RFC 5737)"),
-    ("192.31.196.0/24", "AS112 (RFC 7535)"),
-    ("192.88.99.0/24", "6to4 relays (RFC 7526)"),
-    ("192.168.0.0/16", "private (RFC 1918)"),
-    ("192.175.48.0/24", "AS112 (RFC 7534)"),
-    ("198.18.0.0/15", "benchmarking (RFC 2544)"),
-    ("198.51.100.0/24", "documentation (RFC 5737)"),
-    ("203.0.113.0/24", "documentation (RFC 5737)"),
-    ("224.0.0.0/3", "multicast, reserved, broadcast (RFC 5771, RFC 1112)"),
+/// Refused IPv4 ranges: address, prefix length, why. The most telling reason stands first.
+const REFUSED_V4: &[([u8; 4], u8, &str)] = &[
+    ([127, 0, 0, 0], 8, "loopback (RFC 1122)"),
+    ([10, 0, 0, 0], 8, "private (RFC 1918)"),
+    ([172, 16, 0, 0], 12, "private (RFC 1918)"),
+    ([192, 168, 0, 0], 16, "private (RFC 1918)"),
+    ([169, 254, 169, 254], 32, "cloud metadata"),
+    ([169, 254, 0, 0], 16, "link-local (RFC 3927)"),
+    ([100, 64, 0, 0], 10, "shared address space (RFC 6598)"),
+    ([168, 63, 129, 16], 32, "cloud platform"),
+    ([0, 0, 0, 0], 8, "this network (RFC 791)"),
+    ([192, 0, 0, 0], 24, "protocol assignments (RFC 6890)"),
+    ([192, 0, 2, 0], 24, "documentation (RFC 5737)"),
+    ([198, 51, 100, 0], 24, "documentation (RFC 5737)"),
+    ([203, 0, 113, 0], 24, "documentation (RFC 5737)"),
+    ([192, 31, 196, 0], 24, "AS112 (RFC 7535)"),
+    ([192, 175, 48, 0], 24, "AS112 (RFC 7534)"),
+    ([192, 52, 193, 0], 24, "automatic multicast tunneling (RFC 7450)"),
+    ([192, 88, 99, 0], 24, "6to4 relay anycast (RFC 7526)"),
+    ([198, 18, 0, 0], 15, "benchmarking (RFC 2544)"),
+    ([224, 0, 0, 0], 4, "multicast (RFC 5771)"),
+    ([255, 255, 255, 255], 32, "broadcast (RFC 919)"),
+    ([240, 0, 0, 0], 4, "reserved (RFC 1112)"),
 ];
 
-/// Within 2000::/3, the only IPv6 range that is called at all.
-const SPECIAL_V6: [(&str, &str); 7] = [
-    ("2001::/23", "protocol assignments, Teredo (RFC 2928, RFC 4380)"),
-    ("2001:db8::/32", "documentation (RFC 3849)"),
-    ("2002::/16", "6to4 (RFC 3056)"),
-    ("2620:4f:8000::/48", "AS112 (RFC 7534)"),
-    ("3fff::/20", "documentation (RFC 9637)"),
-    ("2001:2::/48", "benchmarking (RFC 5180)"),
-    ("3ffe::/16", "6bone, returned (RFC 3701)"),
+/// Refused IPv6 ranges. Those outside 2000::/3 are here for their reasons only.
+const REFUSED_V6: &[([u16; 8], u8, &str)] = &[
+    ([0, 0, 0, 0, 0, 0, 0, 1], 128, "loopback (RFC 4291)"),
+    ([0, 0, 0, 0, 0, 0, 0, 0], 128, "unspecified (RFC 4291)"),
+    ([0, 0, 0, 0, 0, 0, 0, 0], 96, "IPv4-compatible (RFC 4291)"),
+    ([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48, "local-use NAT64 (RFC 8215)"),
+    ([0x100, 0, 0, 0, 0, 0, 0, 0], 64, "discard-only (RFC 6666)"),
+    ([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128, "cloud metadata"),
+    ([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7, "unique local (RFC 4193)"),
+    ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, "link-local (RFC 4291)"),
+    ([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10, "site-local (RFC 3879)"),
+    ([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, "multicast (RFC 4291)"),
+    ([0x5f00, 0, 0, 0, 0, 0, 0, 0], 16, "segment routing (RFC 9602)"),
+    ([0x2001, 0, 0, 0, 0, 0, 0, 0], 32, "Teredo (RFC 4380)"),
+    ([0x2001, 2, 0, 0, 0, 0, 0, 0], 48, "benchmarking (RFC 5180)"),
+    ([0x2001, 0x10, 0, 0, 0, 0, 0, 0], 28, "ORCHID (RFC 4843)"),
+    ([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28, "ORCHIDv2 (RFC 7343)"),
+    ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23, "protocol assignments (RFC 2928)"),
+    ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32, "documentation (RFC 3849)"),
+    ([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, "documentation (RFC 9637)"),
+    ([0x3ffe, 0, 0, 0, 0, 0, 0, 0], 16, "6bone, returned (RFC 3701)"),
+    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16, "6to4 (RFC 3056)"),
+    ([0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0], 48, "AS112 (RFC 7534)"),
 ];
+/// What is left of IPv6 (RFC 4291).
+const GLOBAL_UNICAST_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
 /// An address that may not be called.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the address {ip} may not be called: {why}")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{ip} may not be called: {why}")]
 pub struct RefusedAddress {
-    /// The address.
+    /// The address; one that stands for an IPv4 address in that form.
     pub ip: IpAddr,
-    /// Which range it lies in.
+    /// Its range, with where that is defined.
     pub why: &'static str,
 }
 
-/// What may be called besides the public internet.
-#[derive(Clone, Debug)]
+/// Which addresses may be called. Cheap to clone.
+#[derive(Clone, Debug, Default)]
 pub struct AddressPolicy {
-    allow: Vec<IpNet>,
-    special_v4: Vec<(IpNet, &'static str)>,
-    special_v6: Vec<(IpNet, &'static str)>,
-    global_v6: IpNet,
+    allow: Arc<[Network]>,
 }
 
 impl AddressPolicy {
-    /// The public internet, and these networks.
-    pub fn new(allow: Vec<IpNet>) -> Self {
-        let parse = |text: &str| text.parse::<IpNet>().expect("the tables of this file hold networks");
-        Self {
-            allow,
-            special_v4: SPECIAL_V4.iter().map(|(net, why)| (parse(net), *why)).collect(),
-            special_v6: SPECIAL_V6.iter().map(|(net, why)| (parse(net), *why)).collect(),
-            global_v6: parse("2000::/3"),
-        }
+    /// Public addresses, and what `allow` names.
+    pub fn new(allow: Vec<Network>) -> Self {
+        Self { allow: allow.into() }
     }
 
-    /// Whether an address may be called.
+    /// Whether `ip` may be called, and why not. An IPv6 address that stands for an IPv4 address is judged as that.
     pub fn check(&self, ip: IpAddr) -> Result<(), RefusedAddress> {
         let ip = canonical(ip);
         if self.allow.iter().any(|net| net.contains(&ip)) {
             return Ok(());
         }
-        let special = match ip {
-            IpAddr::V4(_) => &self.special_v4,
-            IpAddr::V6(_) if !self.global_v6.contains(&ip) => {
-                return Err(RefusedAddress { ip, why: "not global unicast (RFC 4291)" });
-            }
-            IpAddr::V6(_) => &self.special_v6,
+        let why = match ip {
+            IpAddr::V4(ip) => refused_v4(ip),
+            IpAddr::V6(ip) => refused_v6(ip),
         };
-        match special.iter().find(|(net, _)| net.contains(&ip)) {
-            Some((_, why)) => Err(RefusedAddress { ip, why }),
-            None => Ok(()),
-        }
+        why.map_or(Ok(()), |why| Err(RefusedAddress { ip, why }))
+    }
+
+    /// Whether `ip` may be called.
+    pub fn permits(&self, ip: IpAddr) -> bool {
+        self.check(ip).is_ok()
     }
 }
 
-/// IPv4 in IPv6's clothes (mapped, RFC 4291 2.5.5.2; NAT64, RFC 6052) is judged as IPv4.
+/// IPv4 in IPv6's clothes: mapped (RFC 4291, 2.5.5.2), or behind the well-known NAT64 prefix (RFC 6052), which is
+/// how networks without IPv4 reach everything that has no IPv6.
 fn canonical(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => match (v6.to_ipv4_mapped(), v6.segments()) {
-            (Some(v4), _) => IpAddr::V4(v4),
-            (None, [0x64, 0xff9b, 0, 0, 0, 0, high, low]) => IpAddr::V4(nat64(high, low)),
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => match v6.segments() {
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into(),
             _ => IpAddr::V6(v6),
         },
+        v4 => v4,
     }
 }
 
-fn nat64(high: u16, low: u16) -> Ipv4Addr {
-    Ipv4Addr::from((u32::from(high) << 16) | u32::from(low))
+fn refused_v4(ip: Ipv4Addr) -> Option<&'static str> {
+    let within = |(range, bits, _): &&([u8; 4], u8, _)| Ipv4Net::new_assert((*range).into(), *bits).contains(&ip);
+    REFUSED_V4.iter().find(within).map(|(.., why)| *why)
 }
 
-/// Why a URL can't be an endpoint's.
+fn refused_v6(ip: Ipv6Addr) -> Option<&'static str> {
+    let within = |(range, bits, _): &&([u16; 8], u8, _)| Ipv6Net::new_assert((*range).into(), *bits).contains(&ip);
+    match REFUSED_V6.iter().find(within) {
+        Some((.., why)) => Some(why),
+        None if GLOBAL_UNICAST_V6.contains(&ip) => None,
+        None => Some("not global unicast (RFC 4291)"),
+    }
+}
+
+/// Why a text can't be an endpoint's URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlProblem {
     /// Over [`URL_CHARS_MAX`].
-    #[error("a URL has at most 2048 characters")]
+    #[error("must have at most 2048 characters")]
     TooLong,
+    /// A line break, a NUL or the like.
+    #[error("must not contain control characters")]
+    ControlCharacter,
     /// Not a URL.
-    #[error("not a URL: {0}")]
-    Syntax(String),
+    #[error("is not a valid URL: {0}")]
+    Syntax(#[from] url::ParseError),
     /// Neither http nor https.
-    #[error("the URL must start with http:// or https://")]
+    #[error("must start with http:// or https://")]
     Scheme,
-    /// No host.
-    #[error("the URL has no host")]
+    /// No host, or one that no name server could know.
+    #[error("must have a valid host")]
     Host,
-    /// A host that may not be called.
-    #[error("{0}; an operator can allow its network with --allow-network")]
+    /// Port 0.
+    #[error("must not have port 0")]
+    Port,
+    /// The host is an address that may not be called.
+    #[error("{0} (an operator can allow networks with --allow-network)")]
     Refused(#[from] RefusedAddress),
 }
 
-/// Checks an endpoint's URL as far as it can be without asking the DNS. Every spelling of an IP address that the URL
-/// standard knows is normalised first.
+/// Checks and normalises an endpoint's URL. User and password are allowed (they become Basic authentication);
+/// show such a URL with [`redact`] only. Names are looked at again by address, when they are resolved.
 pub fn check_url(text: &str, policy: &AddressPolicy) -> Result<Url, UrlProblem> {
     if text.chars().count() > URL_CHARS_MAX {
         return Err(UrlProblem::TooLong);
     }
-    let url = Url::parse(text).map_err(|e| UrlProblem::Syntax(e.to_string()))?;
+    // The parser would drop some of them without a word.
+    if text.chars().any(char::is_control) {
+        return Err(UrlProblem::ControlCharacter);
+    }
+    let mut url = Url::parse(text)?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(UrlProblem::Scheme);
+    }
+    // The parser has turned every spelling of an address (0x7f.1, 2130706433, [::ffff:7f00:1]) into the address.
+    let name = match url.host() {
+        None => return Err(UrlProblem::Host),
+        Some(Host::Ipv4(ip)) => return with_address(url, ip.into(), policy),
+        Some(Host::Ipv6(ip)) => return with_address(url, ip.into(), policy),
+        Some(Host::Domain(name)) => name.strip_suffix('.').unwrap_or(name).to_owned(),
+    };
+    if name.len() > HOST_CHARS_MAX || name.split('.').any(|label| label.is_empty() || label.len() > 63) {
+        return Err(UrlProblem::Host);
+    }
+    url.set_host(Some(&name))?;
+    if is_localhost(&name) && !policy.permits(Ipv6Addr::LOCALHOST.into()) {
+        policy.check(Ipv4Addr::LOCALHOST.into())?;
+    }
+    finished(url)
+}
+
+fn with_address(url: Url, ip: IpAddr, policy: &AddressPolicy) -> Result<Url, UrlProblem> {
+    policy.check(ip)?;
+    finished(url)
+}
+
+fn finished(url: Url) -> Result<Url, UrlProblem> {
+    if url.port() == Some(0) {
+        return Err(UrlProblem::Port);
     }
     if url.as_str().len() > URL_CHARS_MAX {
         return Err(UrlProblem::TooLong);
     }
-    match url.host() {
-        None => return Err(UrlProblem::Host),
-        Some(Host::Ipv4(ip)) => policy.check(IpAddr::V4(ip))?,
-        Some(Host::Ipv6(ip)) => policy.check(IpAddr::V6(ip))?,
-        Some(Host::Domain(name)) => {
-            let name = name.trim_end_matches('.').to_ascii_lowercase();
-            if name.is_empty() {
-                return Err(UrlProblem::Host);
-            }
-            if name == "localhost" || name.ends_with(".localhost") {
-                policy
-                    .check(IpAddr::V4(Ipv4Addr::LOCALHOST))
-                    .or_else(|e| policy.check(IpAddr::V6(Ipv6Addr::LOCALHOST)).map_err(|_| e))?;
-            }
-        }
-    }
     Ok(url)
 }
 
-/// A URL for people and logs: without password, and without the values of its query.
+/// Names that are loopback by definition (RFC 6761); the parser has made them lower case.
+fn is_localhost(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// A URL for logs and errors: without user and password, values of the query and fragment, each of which may be
+/// a credential.
 pub fn redact(url: &str) -> String {
-    let Ok(mut url) = Url::parse(url) else {
-        return "(not a URL)".to_owned();
-    };
-    if url.password().is_some() {
-        let _ = url.set_password(Some("…"));
+    const HIDDEN: &str = "***";
+    let Ok(mut url) = Url::parse(url) else { return "(not a URL)".to_owned() };
+    if !url.username().is_empty() || url.password().is_some() {
+        // Both fail only for URLs that can't have a user, which then have none to hide.
+        let hidden = url.set_password(None).and_then(|()| url.set_username(HIDDEN));
+        if hidden.is_err() {
+            return "(not a URL)".to_owned();
+        }
     }
-    if url.query().is_some() {
-        url.set_query(Some("…"));
+    if let Some(query) = url.query() {
+        let names = query.split('&').map(|pair| match pair.split_once('=') {
+            Some((name, _)) => format!("{name}={HIDDEN}"),
+            None => HIDDEN.to_owned(),
+        });
+        let hidden = names.collect::<Vec<_>>().join("&");
+        url.set_query(Some(&hidden));
     }
     url.set_fragment(None);
-    url.to_string()
+    url.into()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn refused(ip: &str) -> bool {
-        AddressPolicy::new(Vec::new()).check(ip.parse().unwrap()).is_err()
-    }
-
-    #[test]
-    fn the_edges_of_the_special_ranges() {
-        let no = [
-            "0.0.0.0",
-            "10.0.0.0",
-            "10.255.255.255",
-            "100.64.0.1",
-            "127.0.0.1",
-            "127.255.255.255",
-            "169.254.169.254",
-            "172.16.0.0",
-            "172.31.255.255",
-            "192.0.0.8",
-            "192.168.0.1",
-            "198.18.0.1",
-            "198.19.255.255",
-            "203.0.113.9",
-            "224.0.0.1",
-            "240.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::ffff:127.0.0.1",
-            "::ffff:10.1.1.1",
-            "64:ff9b::7f00:1",
-            "64:ff9b:1::1",
-            "fe80::1",
-            "fc00::1",
-            "fd00:ec2::254",
-            "ff02::1",
-            "2001::1",
-            "2001:db8::1",
-            "2002:7f00:1::",
-            "::7f00:1",
-            "100::1",
-            "3fff::1",
-        ];
-        let yes = [
-            "1.1.1.1",
-            "9.255.255.255",
-            "11.0.0.0",
-            "100.63.255.255",
-            "100.128.0.0",
-            "126.255.255.255",
-            "128.0.0.0",
-            "172.15.255.255",
-            "172.32.0.0",
-            "192.167.255.255",
-            "198.17.255.255",
-            "198.20.0.0",
-            "223.255.255.255",
-            "2606:4700::1111",
-            "2a00::1",
-            "::ffff:1.1.1.1",
-            "64:ff9b::101:101",
-        ];
-        assert_eq!(no.iter().filter(|ip| !refused(ip)).collect::<Vec<_>>(), Vec::<&&str>::new());
-        assert_eq!(yes.iter().filter(|ip| refused(ip)).collect::<Vec<_>>(), Vec::<&&str>::new());
-    }
-
-    #[test]
-    fn an_operator_can_allow_a_network() {
-        let policy = AddressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]);
-        assert!(policy.check("127.0.0.1".parse().unwrap()).is_ok());
-        assert!(policy.check("::ffff:127.0.0.1".parse().unwrap()).is_ok());
-        assert!(policy.check("10.0.0.1".parse().unwrap()).is_err());
-        assert!(check_url("http://localhost:9000/", &policy).is_ok());
-    }
-
-    #[test]
-    fn every_spelling_of_a_loopback_address_is_refused() {
-        let policy = AddressPolicy::new(Vec::new());
-        for url in [
-            "http://127.0.0.1/",
-            "http://127.1/",
-            "http://0x7f000001/",
-            "http://2130706433/",
-            "http://0177.0.0.1/",
-            "http://[::1]/",
-            "http://[::ffff:127.0.0.1]/",
-            "http://localhost/",
-            "http://LOCALHOST./",
-            "http://a.localhost/",
-            "http://user@127.0.0.1/",
-            "http://127.0.0.1./",
-        ] {
-            assert!(matches!(check_url(url, &policy), Err(UrlProblem::Refused(_))), "{url}");
-        }
-        assert_eq!(check_url("ftp://example.com/", &policy), Err(UrlProblem::Scheme));
-        assert!(matches!(check_url("nonsense", &policy), Err(UrlProblem::Syntax(_))));
-        assert_eq!(check_url(&format!("http://example.com/{}", "x".repeat(2048)), &policy), Err(UrlProblem::TooLong));
-        assert!(check_url("https://example.com/hook?a=b", &policy).is_ok());
-    }
-
-    #[test]
-    fn urls_are_shown_without_their_secrets() {
-        assert_eq!(redact("https://u:secret@example.com/p?token=abc#f"), "https://u:%E2%80%A6@example.com/p?%E2%80%A6");
-    }
-
-    proptest! {
-        #[test]
-        fn mapped_addresses_are_judged_as_what_they_map(ip: [u8; 4]) {
-            let policy = AddressPolicy::new(Vec::new());
-            let v4 = Ipv4Addr::from(ip);
-            prop_assert_eq!(policy.check(IpAddr::V4(v4)).is_ok(), policy.check(IpAddr::V6(v4.to_ipv6_mapped())).is_ok());
-        }
-
-        #[test]
-        fn no_url_makes_it_panic(text in "\\PC{0,60}") {
-            let _ = check_url(&text, &AddressPolicy::new(Vec::new()));
-            let _ = redact(&text);
-        }
-    }
-}
+mod tests;

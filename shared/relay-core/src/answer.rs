@@ -199,7 +199,33 @@ mod tests {
 
         #[test]
         fn every_status_has_a_verdict(code: u16) {
-            let _ = classify(&Answer::Status { code, retry_after: None });
+            let verdict = classify(&Answer::Status { code, retry_after: None });
+            prop_assert_eq!(verdict == Verdict::Delivered, (200..300).contains(&code));
+            prop_assert_eq!(matches!(verdict, Verdict::Permanent { gone: true }), code == 410);
+        }
+
+        #[test]
+        fn retry_after_counts_on_429_and_503_only(code: u16, seconds in 0u64..100_000) {
+            let asked = Some(Duration::from_secs(seconds));
+            if let Verdict::Retry { not_before, .. } = classify(&Answer::Status { code, retry_after: asked }) {
+                prop_assert_eq!(not_before, asked.filter(|_| [429, 503].contains(&code)));
+            }
+        }
+
+        #[test]
+        fn seconds_are_never_shortened(seconds in 0u64..100_000, tenths in 0u64..10) {
+            let wait = parse_retry_after(format!("{seconds}.{tenths}").as_bytes(), None, now()).unwrap();
+            let asked = Duration::from_millis(seconds * 1000 + tenths * 100);
+            prop_assert!(wait >= asked.min(RETRY_AFTER_MAX) && wait < asked + Duration::from_secs(1));
+        }
+
+        #[test]
+        fn dates_count_from_the_answers_own_clock(skew in -100_000_000i64..100_000_000, seconds in 0u64..86_400) {
+            let theirs = std::time::SystemTime::from(now() + chrono::Duration::seconds(skew));
+            let until = httpdate::fmt_http_date(theirs + Duration::from_secs(seconds));
+            let date = httpdate::fmt_http_date(theirs);
+            let wait = parse_retry_after(until.as_bytes(), Some(date.as_bytes()), now());
+            prop_assert_eq!(wait, Some(Duration::from_secs(seconds)));
         }
     }
 }

@@ -1,10 +1,17 @@
 //! The circuit breaker of an endpoint: when it opens, when it lets a probe through, how it comes back. Pure: the
-//! counting of one pod ([`Tracker`]) and the shared states; Redis scripts and the local breaker follow the same rules.
+//! counting of one pod ([`Tracker`]) and the states ([`step`]); Redis scripts and the local breaker follow the same
+//! rules. The numbers come from the endpoint ([`CircuitRule`]).
+//!
+//! Invariant: what is kept of an endpoint is bounded, however many calls there are.
+
+mod circuit;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+
+pub use circuit::{Circuit, CircuitEvent, PROBE_MARGIN, RAMP_END, Transition, step};
 
 /// Calls in the window from which the share of failures counts.
 pub const CALLS_MIN: u32 = 20;
@@ -88,18 +95,21 @@ pub struct Tracker {
 impl Tracker {
     /// Counts a call. `true`: by the rule the circuit opens now.
     pub fn observe(&mut self, rule: &CircuitRule, what: Observation, now: DateTime<Utc>) -> bool {
-        let part_ms = (i64::try_from(rule.window.as_millis()).unwrap_or(i64::MAX) / BUCKETS).max(1);
-        let number = now.timestamp_millis().div_euclid(part_ms);
+        let number = part(rule, now);
+        // A clock that was set back or a window that changed: parts from the future don't count.
         while self.buckets.front().is_some_and(|b| b.number <= number - BUCKETS || b.number > number) {
             self.buckets.pop_front();
+        }
+        while self.buckets.back().is_some_and(|b| b.number > number) {
+            self.buckets.pop_back();
         }
         if self.buckets.back().is_none_or(|b| b.number != number) {
             self.buckets.push_back(Bucket { number, calls: 0, failures: 0 });
         }
         let failed = what == Observation::Failure;
         if let Some(bucket) = self.buckets.back_mut() {
-            bucket.calls += 1;
-            bucket.failures += u32::from(failed);
+            bucket.calls = bucket.calls.saturating_add(1);
+            bucket.failures = bucket.failures.saturating_add(u32::from(failed));
         }
         if !failed {
             self.streak.clear();
@@ -111,15 +121,17 @@ impl Tracker {
         {
             self.streak.pop_front();
         }
-        let calls: u32 = self.buckets.iter().map(|b| b.calls).sum();
-        let failures: u32 = self.buckets.iter().map(|b| b.failures).sum();
+        let sum = |of: fn(&Bucket) -> u32| self.buckets.iter().map(|b| u64::from(of(b))).sum::<u64>();
+        let (calls, failures) = (sum(|b| b.calls), sum(|b| b.failures));
         self.streak.len() >= rule.threshold as usize
-            || (calls >= CALLS_MIN && failures * 100 >= calls * FAILURE_PERCENT)
+            || (calls >= u64::from(CALLS_MIN) && failures * 100 >= calls * u64::from(FAILURE_PERCENT))
     }
 
-    /// Whether there was a failure that may still count: only such endpoints are worth reporting.
-    pub fn in_trouble(&self) -> bool {
-        !self.streak.is_empty() || self.buckets.iter().any(|b| b.failures > 0)
+    /// Whether a failure lies in the window: only such endpoints are worth reporting.
+    pub fn in_trouble(&self, rule: &CircuitRule, now: DateTime<Utc>) -> bool {
+        let number = part(rule, now);
+        self.buckets.iter().any(|b| b.failures > 0 && b.number > number - BUCKETS)
+            || self.streak.back().is_some_and(|at| !is_before(*at, now, rule.window))
     }
 
     /// Forgets everything (the circuit opened or closed).
@@ -129,19 +141,22 @@ impl Tracker {
     }
 }
 
-fn is_before(at: DateTime<Utc>, now: DateTime<Utc>, window: Duration) -> bool {
-    (now - at).to_std().is_ok_and(|age| age > window)
-}
-
 /// How many requests may be in flight after a recovery, by the successes since: 1, 2, 4 … and no limit from
 /// [`RAMP_END`] on.
 pub fn ramp(successes_since: u32) -> Option<u32> {
-    let allowed = 1u32.checked_shl(successes_since.min(31)).unwrap_or(u32::MAX);
+    let allowed = 1u32.checked_shl(successes_since).unwrap_or(u32::MAX);
     (allowed < RAMP_END).then_some(allowed)
 }
 
-/// Where the ramp ends.
-pub const RAMP_END: u32 = 64;
+/// The part of the window that `now` lies in.
+fn part(rule: &CircuitRule, now: DateTime<Utc>) -> i64 {
+    let length_ms = (i64::try_from(rule.window.as_millis()).unwrap_or(i64::MAX) / BUCKETS).max(1);
+    now.timestamp_millis().div_euclid(length_ms)
+}
+
+fn is_before(at: DateTime<Utc>, now: DateTime<Utc>, window: Duration) -> bool {
+    (now - at).to_std().is_ok_and(|age| age > window)
+}
 
 #[cfg(test)]
 mod tests {
@@ -186,11 +201,16 @@ mod tests {
     }
 
     #[test]
-    fn the_ramp_doubles_and_ends() {
-        assert_eq!(
-            (0..8).map(ramp).collect::<Vec<_>>(),
-            [Some(1), Some(2), Some(4), Some(8), Some(16), Some(32), None, None]
-        );
+    fn trouble_ends_with_the_window() {
+        let (rule, mut t) = (CircuitRule::default(), Tracker::default());
+        assert!(!t.in_trouble(&rule, at(0)));
+        t.observe(&rule, Observation::Failure, at(0));
+        t.observe(&rule, Observation::Success, at(1));
+        assert!(t.in_trouble(&rule, at(30)));
+        assert!(!t.in_trouble(&rule, at(66)));
+        t.observe(&rule, Observation::Failure, at(70));
+        t.clear();
+        assert!(!t.in_trouble(&rule, at(70)));
     }
 
     proptest! {

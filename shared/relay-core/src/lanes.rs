@@ -2,12 +2,12 @@
 //! pod's clock comes in as milliseconds.
 //!
 //! Invariants: jobs of one endpoint leave in the order in which they came; in flight never exceeds the global
-//! limit, nor an endpoint its own limit; an endpoint that only waits never keeps another from being served; every
+//! limit, nor an endpoint's own limit when it is sent to; an endpoint that only waits never keeps another from being served; every
 //! operation takes (amortised) constant time; what is idle is forgotten.
 //!
 //! Every job costs one request, so the deficit round robin over tenants, and over the endpoints of a tenant, is a
 //! round robin with a quantum of one. Slots are shared by dynamic thresholds (Choudhury and Hahne, 1998): an endpoint
-//! may hold as many slots as are free, so that N slow endpoints together always leave 1/(N+1) of them to others.
+//! may hold as many slots as are free, so that N slow endpoints together leave 1/(N+1) of them to others, and one alone gets half.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -17,9 +17,10 @@ use crate::ids::{EndpointId, TenantId};
 pub const FAST_GROWTH_UNTIL: usize = 64;
 /// Above it the limit grows by one with this many successes.
 pub const SLOW_GROWTH_EVERY: u32 = 8;
-/// A queue whose endpoint has not answered yet may hold this many jobs, for [`COLD_MS`] after its first.
+/// A queue whose endpoint's speed is not known yet may hold this many jobs, unless it timed out: one dispatcher
+/// batch for a quiet endpoint is no flood.
 pub const COLD_QUEUE: usize = 1024;
-/// How long an endpoint that has not answered counts as cold, in milliseconds.
+/// How long after its first job, or its first after a silence, the speed counts as not known, in milliseconds.
 pub const COLD_MS: u64 = 1000;
 /// Completions are counted in windows of this length, in milliseconds.
 const RATE_WINDOW_MS: u64 = 1000;
@@ -69,13 +70,14 @@ struct Lane<T> {
     limit: usize,
     /// Above this the limit grows slowly.
     threshold: usize,
-    succeeded: bool,
     /// Successes since the limit last grew, while it grows slowly.
     credit: u32,
     /// Time-outs among the next so many completions belong to the halving that was.
     halved_for: usize,
-    /// In its tenant's ring, or among the parked.
+    /// In its tenant's ring, or parked.
     listed: bool,
+    parked: bool,
+    /// When work came for it, its speed being unknown.
     first_ms: u64,
     window: u64,
     completed: u32,
@@ -93,10 +95,10 @@ impl<T> Lane<T> {
             in_flight: 0,
             limit: limits.endpoint_initial.clamp(1, limits.endpoint_max.max(1)),
             threshold: FAST_GROWTH_UNTIL,
-            succeeded: false,
             credit: 0,
             halved_for: 0,
             listed: false,
+            parked: false,
             first_ms: now_ms,
             window: now_ms / RATE_WINDOW_MS,
             completed: 0,
@@ -129,8 +131,12 @@ impl<T> Lane<T> {
         let per_second = f64::from(self.completed.max(self.completed_before));
         // A float that is cast saturates; a negative setting gives 0.
         let by_rate = (per_second * limits.queue_seconds) as usize;
-        let cold = if !self.succeeded && now_ms.saturating_sub(self.first_ms) < COLD_MS { COLD_QUEUE } else { 0 };
-        limits.queue_min.max(by_rate).max(cold)
+        if self.idle() && self.completed + self.completed_before == 0 {
+            self.first_ms = now_ms;
+        }
+        let is_cold = now_ms.saturating_sub(self.first_ms) < COLD_MS && self.limit >= limits.endpoint_initial;
+        let cold = if is_cold { COLD_QUEUE } else { 0 };
+        limits.queue_min.max(by_rate).max(cold).max(1)
     }
 
     fn completed(&mut self, how: Completion, limits: &LaneLimits, now_ms: u64) {
@@ -145,7 +151,6 @@ impl<T> Lane<T> {
         self.halved_for = self.halved_for.saturating_sub(1);
         match how {
             Completion::Success => {
-                self.succeeded = true;
                 if was_busy {
                     self.grow(limits);
                 }
@@ -182,7 +187,8 @@ pub struct Lanes<T> {
     rings: HashMap<TenantId, VecDeque<EndpointId>>,
     /// The tenants with a ring, in turn.
     turns: VecDeque<TenantId>,
-    /// Endpoints that could be served but hold more than their share of the free slots.
+    /// Endpoints that could be served but hold more than their share of the free slots. Each has a request in
+    /// flight, so its own completion un-parks it at the latest; entries whose lane isn't parked are void.
     parked: VecDeque<EndpointId>,
     /// Endpoints that may be idle, and since when.
     idle: VecDeque<(EndpointId, u64)>,
@@ -242,6 +248,7 @@ impl<T> Lanes<T> {
                     item
                 }
                 Some(lane) if lane.runnable() => {
+                    lane.parked = true;
                     self.parked.push_back(endpoint);
                     None
                 }
@@ -275,14 +282,14 @@ impl<T> Lanes<T> {
         };
         lane.completed(how, &self.limits, now_ms);
         self.in_flight -= 1;
+        self.unpark(endpoint);
         self.list(endpoint);
         self.note_idle(endpoint, now_ms);
-        // One slot became free: two of those that held too much are looked at again, so all come round.
+        // A slot became free: two of those that held too much are looked at again. Two, since a completion adds
+        // at most one entry: so the void ones go too.
         for _ in 0..2 {
-            if let Some(parked) = self.parked.pop_front()
-                && let Some(lane) = self.lanes.get_mut(&parked)
-            {
-                lane.listed = false;
+            if let Some(parked) = self.parked.pop_front() {
+                self.unpark(parked);
                 self.list(parked);
             }
         }
@@ -327,6 +334,13 @@ impl<T> Lanes<T> {
         self.lanes.get(&endpoint).map_or(0, |lane| lane.in_flight)
     }
 
+    fn unpark(&mut self, endpoint: EndpointId) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint).filter(|lane| lane.parked) {
+            lane.parked = false;
+            lane.listed = false;
+        }
+    }
+
     /// Puts an endpoint into its tenant's ring where it can be served and is not listed yet.
     fn list(&mut self, endpoint: EndpointId) {
         let Some(lane) = self.lanes.get_mut(&endpoint).filter(|lane| !lane.listed && lane.runnable()) else {
@@ -362,11 +376,13 @@ impl<T> Lanes<T> {
             };
             if !lane.idle() {
                 lane.idle_listed = false;
-            } else if now_ms.saturating_sub(lane.idle_since) >= FORGET_MS && !lane.listed {
-                self.lanes.remove(&endpoint);
+            } else if now_ms.saturating_sub(lane.idle_since) < FORGET_MS {
+                self.idle.push_back((endpoint, lane.idle_since));
+            } else if lane.listed {
+                // Still in a ring that nobody served meanwhile.
+                self.idle.push_back((endpoint, now_ms));
             } else {
-                lane.idle_since = lane.idle_since.max(since + 1);
-                self.idle.push_back((endpoint, lane.idle_since.max(now_ms - FORGET_MS + 1)));
+                self.lanes.remove(&endpoint);
             }
         }
     }

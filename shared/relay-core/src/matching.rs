@@ -133,7 +133,19 @@ mod tests {
             let list = ["ok".to_owned(), bad.to_owned()];
             assert_eq!(TypeFilter::parse(&list).unwrap_err().index, 1, "{bad}");
         }
+        assert!(TypeFilter::parse(&vec!["a".to_owned(); 100]).is_ok());
         assert!(TypeFilter::parse(&vec!["a".to_owned(); 101]).is_err());
+        assert!(TypeFilter::parse(&["a".repeat(255)]).is_ok());
+        assert!(TypeFilter::parse(&["a".repeat(256)]).is_err());
+    }
+
+    #[test]
+    fn a_filter_is_a_list_of_strings_in_json_and_checked_when_read() {
+        let json = r#"["order.*","user.created"]"#;
+        let read: TypeFilter = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
+        assert_eq!(read.patterns(), ["order.*", "user.created"]);
+        assert!(serde_json::from_str::<TypeFilter>(r#"["a..b"]"#).is_err());
     }
 
     /// The same rule, written the slow way.
@@ -158,6 +170,29 @@ mod tests {
                 pattern.push(">");
             }
             prop_assert_eq!(filter(&[&pattern.join(".")]).matches(&given.join(".")), naive(&pattern, &given));
+        }
+
+        #[test]
+        fn any_pattern_of_a_filter_is_enough(
+            patterns in prop::collection::vec("[ab*]\\.[ab*](\\.>)?", 1..5), given in "[abc](\\.[abc]){0,3}"
+        ) {
+            let list: Vec<&str> = patterns.iter().map(String::as_str).collect();
+            let each = list.iter().any(|p| filter(&[p]).matches(&given));
+            prop_assert_eq!(filter(&list).matches(&given), each);
+        }
+
+        #[test]
+        fn an_exact_pattern_matches_itself_only(pattern in "[a-c]{1,3}(\\.[a-c]{1,3}){0,3}", other in "[a-c]{1,3}(\\.[a-c]{1,3}){0,3}") {
+            prop_assert!(is_exact(&pattern));
+            prop_assert_eq!(filter(&[&pattern]).matches(&other), pattern == other);
+            prop_assert!(filter(&[&pattern]).matches(&pattern));
+        }
+
+        #[test]
+        fn no_text_is_too_strange_to_check(pattern: String, given: String) {
+            if let Ok(filter) = TypeFilter::parse(&[pattern]) {
+                let _ = filter.matches(&given);
+            }
         }
     }
 }

@@ -124,5 +124,19 @@ mod tests {
         fn strange_texts_are_refused(text in "\\PC{0,40}") {
             let _ = Cursor::decode(&text);
         }
+
+        #[test]
+        fn any_24_bytes_are_a_cursor_or_none(bytes: [u8; 24]) {
+            let text = URL_SAFE_NO_PAD.encode(bytes);
+            if let Ok(cursor) = Cursor::decode(&text) {
+                prop_assert_eq!(cursor.encode(), text);
+            }
+        }
+
+        #[test]
+        fn pages_hold_all_rows(total in 0i64..1_000_000_000, size in 1u32..=SIZE_MAX) {
+            let pages = pages(total, size);
+            prop_assert!(pages * i64::from(size) >= total && (pages - 1).max(0) * i64::from(size) <= total);
+        }
     }
 }

@@ -151,6 +151,7 @@ impl Serialize for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::collections::BTreeSet;
 
     #[test]
@@ -173,5 +174,34 @@ mod tests {
                 "errors": [{"field": "body.max_retries", "message": "must be between 1 and 20"}],
             })
         );
+    }
+
+    #[test]
+    fn several_faults_are_all_named() {
+        let error = |field: &str| FieldError { field: field.to_owned(), message: "is required".to_owned() };
+        let problem = Problem::fields(vec![error("body.name"), error("body.url")]);
+        assert_eq!(problem.detail, "body.name: is required; body.url: is required");
+        assert_eq!(problem.errors.len(), 2);
+    }
+
+    #[test]
+    fn types_are_lower_case_urns() {
+        for kind in ProblemType::ALL {
+            let name = kind.uri().strip_prefix("urn:webhook-relay:problem:").unwrap();
+            assert!(!name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{name}");
+            assert!(!kind.title().is_empty());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_makes_valid_json(detail: String, field: String, message: String, index in 0..ProblemType::ALL.len()) {
+            let kind = ProblemType::ALL[index];
+            let problem = Problem { errors: vec![FieldError { field, message }], ..Problem::new(kind, detail) };
+            let json: serde_json::Value = serde_json::from_slice(&serde_json::to_vec(&problem).unwrap()).unwrap();
+            prop_assert_eq!(json["detail"].as_str(), Some(problem.detail.as_str()));
+            prop_assert_eq!(json["errors"][0]["field"].as_str(), Some(problem.errors[0].field.as_str()));
+            prop_assert_eq!(json["type"].as_str(), Some(kind.uri()));
+        }
     }
 }

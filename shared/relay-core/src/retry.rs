@@ -91,5 +91,33 @@ mod tests {
                 }
             }
         }
+
+        #[test]
+        fn delays_never_shrink_and_a_capped_one_stays_capped(base in 1.0f64..=10.0, cap in 60u64..=86_400, roll in 0.0f64..1.0) {
+            let schedule = formula(u32::MAX, base, cap);
+            let top = Duration::from_secs(cap).mul_f64(1.0 + JITTER * roll);
+            let mut last = Duration::ZERO;
+            for n in (1..40).chain([1000, u32::MAX - 1]) {
+                let delay = schedule.delay_after(n, roll).unwrap();
+                prop_assert!(delay >= last && delay <= top + Duration::from_micros(1), "{n}: {delay:?} after {last:?}");
+                last = delay;
+            }
+        }
+
+        #[test]
+        fn jitter_only_ever_adds_up_to_a_quarter(n in 1u32..20, base in 1.0f64..=10.0, roll in 0.0f64..1.0) {
+            let schedule = formula(21, base, 3600);
+            let (plain, jittered) = (schedule.delay_after(n, 0.0).unwrap(), schedule.delay_after(n, roll).unwrap());
+            prop_assert!(jittered >= plain && jittered <= plain.mul_f64(1.0 + JITTER) + Duration::from_micros(1));
+        }
+
+        #[test]
+        fn explicit_delays_come_back_whatever_the_roll(seconds in prop::collection::vec(0u64..86_400, 1..20), roll: f64) {
+            let delays: Vec<_> = seconds.iter().copied().map(Duration::from_secs).collect();
+            let schedule = Schedule::Explicit { delays: delays.clone() };
+            let given: Vec<_> = (1u32..).map_while(|n| schedule.delay_after(n, roll)).collect();
+            prop_assert_eq!(u32::try_from(given.len() + 1).unwrap(), schedule.max_attempts());
+            prop_assert_eq!(given, delays);
+        }
     }
 }

@@ -15,24 +15,27 @@ pub struct FoldedEvent {
     pub aliases: Vec<EventId>,
 }
 
-/// Folds copies of one id (the first frame wins), and neighbouring days' ids of one key into aliases of the first.
+/// Folds copies of one id (the first frame wins), and neighbouring days' ids of one key into aliases of the first
+/// that is an event. As in the table, an alias has no neighbours of its own: the key of three days in one batch
+/// gives two events.
 pub fn fold_events(events: Vec<Event>) -> Vec<FoldedEvent> {
     let mut folded: Vec<FoldedEvent> = Vec::with_capacity(events.len());
-    let mut at: HashMap<EventId, usize> = HashMap::with_capacity(events.len());
+    let mut seen: HashMap<EventId, Option<usize>> = HashMap::with_capacity(events.len());
     for event in events {
-        if at.contains_key(&event.id) {
+        if seen.contains_key(&event.id) {
             continue;
         }
         let neighbour = event.key.as_ref().and_then(|key| {
-            EventId::keyed_neighbours(&event.tenant, key, event.id.time()).iter().find_map(|id| at.get(id).copied())
+            let ids = EventId::keyed_neighbours(&event.tenant, key, event.id.time());
+            ids.iter().find_map(|id| seen.get(id).copied().flatten())
         });
         match neighbour {
             Some(first) => {
-                at.insert(event.id, first);
+                seen.insert(event.id, None);
                 folded[first].aliases.push(event.id);
             }
             None => {
-                at.insert(event.id, folded.len());
+                seen.insert(event.id, Some(folded.len()));
                 folded.push(FoldedEvent { event, aliases: Vec::new() });
             }
         }
@@ -125,7 +128,9 @@ mod tests {
             assert_eq!(folded, vec![FoldedEvent { event: first, aliases: vec![second.id] }]);
         }
         let far = keyed("k", noon + Duration::days(2), b"3");
-        assert_eq!(fold_events(vec![keyed("k", noon, b"1"), far]).len(), 2);
+        assert_eq!(fold_events(vec![keyed("k", noon, b"1"), far.clone()]).len(), 2);
+        let three = fold_events(vec![keyed("k", noon, b"1"), keyed("k", next, b"2"), far]);
+        assert_eq!(three.iter().map(|f| f.aliases.len()).collect::<Vec<_>>(), [1, 0]);
     }
 
     fn result(claim: i32, attempts: i32, outcome: Outcome) -> DeliveryResult {

@@ -1,0 +1,203 @@
+//! The client against small servers that misbehave in every way that matters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use relay_core::delivery::EXCERPT_BYTES_MAX;
+use reqwest::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-a: b\r\n\r\nok";
+/// Long enough that no test meets it by accident.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server that gives each connection, with its number from 0, to `serve`.
+async fn server<F>(serve: impl Fn(usize, TcpStream) -> F + Send + 'static) -> (Url, Arc<AtomicUsize>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}/hook", listener.local_addr().unwrap())).unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(count.fetch_add(1, Ordering::SeqCst), stream));
+        }
+    });
+    (url, connections)
+}
+
+/// Reads one request with a body of two bytes; `None` at the end of the connection.
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    while !bytes.windows(4).any(|w| w == b"\r\n\r\n") || !bytes.ends_with(b"{}") {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn sender(allow: &[&str]) -> Sender {
+    Sender::new(AddressPolicy::new(allow.iter().map(|net| net.parse().unwrap()).collect())).unwrap()
+}
+
+fn local() -> Sender {
+    sender(&["127.0.0.0/8", "::1/128"])
+}
+
+async fn post(sender: &Sender, url: &Url, timeout: Duration) -> Sent {
+    let build = || {
+        let mut request = Request::new(Method::POST, url.clone());
+        *request.body_mut() = Some("{}".into());
+        request
+    };
+    sender.post(build, timeout).await
+}
+
+fn class(sent: &Sent) -> TransportError {
+    sent.answer.as_ref().expect_err("no answer was expected").class
+}
+
+#[tokio::test]
+async fn an_answer_comes_with_its_headers_body_and_times() {
+    let (url, connections) = server(|_, mut stream| async move {
+        while read_request(&mut stream).await.is_some() {
+            stream.write_all(OK).await.unwrap();
+        }
+    })
+    .await;
+    let sender = local();
+    let first = post(&sender, &url, PATIENCE).await;
+    assert!(first.connect_us.is_some());
+    let reply = first.answer.unwrap();
+    assert_eq!((reply.status, &reply.excerpt[..], &reply.headers["x-a"]), (200, &b"ok"[..], &"b".parse().unwrap()));
+    assert!(reply.first_byte_us >= first.connect_us.unwrap() && first.total_us >= reply.first_byte_us);
+    let second = post(&sender, &url, PATIENCE).await;
+    assert_eq!((second.connect_us, connections.load(Ordering::SeqCst)), (None, 1), "the connection is used again");
+}
+
+#[tokio::test]
+async fn redirects_are_answers() {
+    let (url, connections) = server(|_, mut stream| async move {
+        while let Some(request) = read_request(&mut stream).await {
+            assert!(request.starts_with("POST /hook "));
+            stream.write_all(b"HTTP/1.1 302 Found\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let sent = post(&local(), &url, PATIENCE).await;
+    assert_eq!(sent.answer.unwrap().status, 302);
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn silence_ends_with_the_time_out() {
+    let (url, _) = server(|_, mut stream| async move {
+        read_request(&mut stream).await;
+        std::future::pending().await
+    })
+    .await;
+    let sent = post(&local(), &url, Duration::from_millis(100)).await;
+    assert_eq!(class(&sent), TransportError::Timeout);
+    assert!(sent.connect_us.is_some());
+}
+
+#[tokio::test]
+async fn the_status_counts_however_slowly_the_body_dribbles() {
+    let (url, _) = server(|_, mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let reply = post(&local(), &url, Duration::from_millis(300)).await.answer.unwrap();
+    assert_eq!(reply.status, 200);
+    assert!(reply.excerpt.len() < 1000);
+}
+
+#[tokio::test]
+async fn of_a_large_body_only_the_start_is_kept() {
+    let (url, _) = server(|_, mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let chunk = [b"8000\r\n".to_vec(), vec![b'y'; 0x8000], b"\r\n".to_vec()].concat();
+        while stream.write_all(&chunk).await.is_ok() {}
+    })
+    .await;
+    let reply = post(&local(), &url, PATIENCE).await.answer.unwrap();
+    assert_eq!((reply.status, reply.excerpt.len()), (500, EXCERPT_BYTES_MAX));
+}
+
+#[tokio::test]
+async fn a_stale_connection_costs_a_second_try_on_a_fresh_one() {
+    let (url, connections) = server(|number, mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(OK).await.unwrap();
+        if number == 0 {
+            // As a server that closes an idle connection just when a request comes.
+            read_request(&mut stream).await;
+        }
+    })
+    .await;
+    let sender = local();
+    assert_eq!(post(&sender, &url, PATIENCE).await.answer.unwrap().status, 200);
+    let second = post(&sender, &url, PATIENCE).await;
+    assert_eq!(second.answer.unwrap().status, 200);
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_fresh_connection_that_is_lost_is_not_tried_again() {
+    let (url, connections) = server(|_, mut stream| async move {
+        read_request(&mut stream).await;
+    })
+    .await;
+    assert_eq!(class(&post(&local(), &url, PATIENCE).await), TransportError::ConnectionClosed);
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn failures_have_their_classes() {
+    let (garbage, _) = server(|_, mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(b"no http at all\r\n\r\n").await.unwrap();
+    })
+    .await;
+    assert_eq!(class(&post(&local(), &garbage, PATIENCE).await), TransportError::Protocol);
+
+    let (mut plain, _) = server(|_, mut stream| async move {
+        let mut hello = [0; 512];
+        let _ = stream.read(&mut hello).await;
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    })
+    .await;
+    plain.set_scheme("https").unwrap();
+    assert_eq!(class(&post(&local(), &plain, PATIENCE).await), TransportError::Tls);
+
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = Url::parse(&format!("http://{closed}/")).unwrap();
+    assert_eq!(class(&post(&local(), &closed, PATIENCE).await), TransportError::Connect);
+
+    let nowhere = Url::parse("http://nowhere.invalid/").unwrap();
+    assert_eq!(class(&post(&local(), &nowhere, PATIENCE).await), TransportError::Dns);
+}
+
+#[tokio::test]
+async fn addresses_that_are_not_permitted_are_never_connected_to() {
+    let (url, connections) = server(|_, _| async {}).await;
+    let strict = sender(&[]);
+    assert_eq!(class(&post(&strict, &url, PATIENCE).await), TransportError::AddressRefused);
+    let mut by_name = url.clone();
+    by_name.set_host(Some("localhost")).unwrap();
+    let refused = post(&strict, &by_name, PATIENCE).await;
+    assert_eq!(class(&refused), TransportError::AddressRefused);
+    assert!(refused.answer.unwrap_err().text.contains("loopback"));
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}

@@ -1,0 +1,133 @@
+//! The pool's bookkeeping: each job leaves once, messages are acked at the right moment.
+
+use relay_core::delivery::DeadReason;
+use relay_core::job::Job;
+use relay_core::subject::Lane;
+use uuid::Uuid;
+
+use super::*;
+use crate::fixtures::job;
+
+fn pool(limits: LaneLimits) -> Pool<&'static str> {
+    Pool::new(limits, Arc::new(Room::new(1024, 1024 * 1024)), Instant::now())
+}
+
+fn message(ack: &'static str, jobs: Vec<Job>) -> Arrived<&'static str> {
+    Arrived { ack, lane: Lane::Fresh, delivered: 1, marked: false, kibibytes: 1, jobs }
+}
+
+fn reasons(effects: &Effects<&'static str>) -> Vec<HandBack> {
+    let reason = |r: &Report| match &r.result.outcome {
+        Outcome::HandedBack { reason, .. } => Some(*reason),
+        _ => None,
+    };
+    effects.reports.iter().filter_map(reason).collect()
+}
+
+fn done(effects: &Effects<&'static str>) -> Vec<(Key, Settled)> {
+    effects.reports.iter().map(|r| (r.key(), Settled::Done)).collect()
+}
+
+#[tokio::test]
+async fn a_job_is_started_and_its_message_acked_when_it_is_settled() {
+    let (mut pool, mut out, now) = (pool(LaneLimits::default()), Effects::default(), Instant::now());
+    pool.arrived(message("m", vec![job(1), job(2)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Send, &mut out);
+    assert_eq!(out.starts.len(), 2);
+    for (work, as_probe) in std::mem::take(&mut out.starts) {
+        assert!(!as_probe && out.acks.is_empty());
+        pool.over(work.job.endpoint, Completion::Success, now, &mut out);
+        pool.settled([(work.key(), Settled::Done)], &mut out);
+    }
+    assert_eq!(out.acks, ["m"]);
+    assert!(pool.is_idle());
+}
+
+#[tokio::test]
+async fn what_holds_one_job_holds_its_endpoints_queue() {
+    let limits = LaneLimits { endpoint_initial: 1, ..LaneLimits::default() };
+    let (mut pool, mut out, now) = (pool(limits), Effects::default(), Instant::now());
+    let other = Job { endpoint: EndpointId(Uuid::from_u128(2)), ..job(9) };
+    pool.arrived(message("m", vec![job(1), job(2), job(3), other.clone()]), now, &mut out);
+    let gate = |work: &Work, _| {
+        if work.job.endpoint == other.endpoint { Gate::Send } else { Gate::HandBack(HandBack::Paused) }
+    };
+    pool.pump(now, gate, &mut out);
+    assert_eq!(reasons(&out), [HandBack::Paused; 3]);
+    assert_eq!(out.starts.len(), 1);
+    let settled = done(&out);
+    pool.settled(settled, &mut out);
+    assert!(out.acks.is_empty(), "one job of the message is still being sent");
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_ends_its_jobs_without_an_attempt() {
+    let (mut pool, mut out, now) = (pool(LaneLimits::default()), Effects::default(), Instant::now());
+    pool.arrived(message("m", vec![job(1), job(2)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Dead(DeadReason::EndpointInactive), &mut out);
+    assert_eq!(out.reports.len(), 2);
+    for report in &out.reports {
+        assert_eq!(report.result.outcome, Outcome::Dead { reason: DeadReason::EndpointInactive, deactivate: false });
+        assert_eq!(report.result.evidence, None);
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_hands_back_and_says_so_and_says_when_there_is_room() {
+    let limits = LaneLimits { endpoint_initial: 1, ..LaneLimits::default() };
+    let (mut pool, mut out, now) = (pool(limits), Effects::default(), Instant::now());
+    for n in 0..40u128 {
+        let jobs = (0..64).map(|k| job(n * 64 + k)).collect();
+        pool.arrived(message("m", jobs), now, &mut out);
+    }
+    let spilled = out.reports.len();
+    assert!(spilled > 0 && reasons(&out).iter().all(|r| *r == HandBack::Full));
+    assert_eq!(out.full.len(), 1, "announced once in a while, not per job");
+    let mut sent = 0;
+    let mut settled = done(&out);
+    loop {
+        assert!(!out.freed);
+        pool.pump(now, |_, _| Gate::Send, &mut out);
+        let Some((work, _)) = out.starts.pop() else { break };
+        sent += 1;
+        settled.push((work.key(), Settled::Done));
+        pool.over(work.job.endpoint, Completion::Success, now, &mut out);
+        if std::mem::take(&mut out.freed) {
+            while let Some((work, _)) = out.starts.pop() {
+                sent += 1;
+                settled.push((work.key(), Settled::Done));
+                pool.over(work.job.endpoint, Completion::Success, now, &mut out);
+            }
+            break;
+        }
+    }
+    assert_eq!(sent + spilled, 40 * 64);
+    pool.settled(settled, &mut out);
+    assert_eq!(out.acks.len(), 40);
+}
+
+#[tokio::test]
+async fn a_copy_is_not_sent_and_its_message_waits_for_the_first() {
+    let (mut pool, mut out, now) = (pool(LaneLimits::default()), Effects::default(), Instant::now());
+    pool.arrived(message("first", vec![job(1)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Send, &mut out);
+    pool.arrived(message("copy", vec![job(1)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Send, &mut out);
+    assert_eq!(out.starts.len(), 1);
+    pool.settled([(out.starts[0].0.key(), Settled::Done)], &mut out);
+    assert_eq!(out.acks, ["first", "copy"]);
+}
+
+#[tokio::test]
+async fn a_stopping_pod_hands_everything_back() {
+    let limits = LaneLimits { endpoint_initial: 1, ..LaneLimits::default() };
+    let (mut pool, mut out, now) = (pool(limits), Effects::default(), Instant::now());
+    pool.arrived(message("m", vec![job(1), job(2), job(3)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Send, &mut out);
+    pool.stop(&mut out);
+    pool.arrived(message("late", vec![job(4)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Send, &mut out);
+    assert_eq!(out.starts.len(), 1, "nothing new is sent");
+    assert_eq!(reasons(&out), [HandBack::Shutdown; 3]);
+    assert!(out.freed, "another pod can take them at once");
+}

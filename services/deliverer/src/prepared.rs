@@ -1,0 +1,282 @@
+//! What is the same for every request to one endpoint, made once per version of the endpoint: the parsed URL, the
+//! fixed headers, the keyed signers. Used by `attempt`; the cache belongs to the pool's task.
+//!
+//! Invariants: custom headers replace none of ours; what is recorded of a request shows neither signatures nor
+//! credentials.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use chrono::{DateTime, Utc};
+use relay_core::endpoint::Endpoint;
+use relay_core::headers::is_secret;
+use relay_core::ids::EndpointId;
+use relay_core::job::Job;
+use relay_core::signature::Signer;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::{Method, Request};
+use url::Url;
+
+use crate::client::Sender;
+
+/// Endpoints that are kept prepared.
+const CACHE_MAX: usize = 20_000;
+
+/// Bytes of headers in the attempt log; an endpoint may answer with far more.
+const LINES_BYTES_MAX: usize = 16 * 1024;
+
+const X_SIGNATURE: HeaderName = HeaderName::from_static("x-webhook-signature");
+const X_EVENT_ID: HeaderName = HeaderName::from_static("x-webhook-event-id");
+const X_EVENT_TYPE: HeaderName = HeaderName::from_static("x-webhook-event-type");
+const X_TIMESTAMP: HeaderName = HeaderName::from_static("x-webhook-timestamp");
+const ID: HeaderName = HeaderName::from_static("webhook-id");
+const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What stands in the attempt log in place of a credential.
+const HIDDEN: &[u8] = b"(hidden)";
+
+/// Why nothing can be sent to an endpoint: its row holds something that was never allowed in.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsendable {
+    /// Its URL.
+    #[error("the endpoint's URL can't be read: {0}")]
+    Url(String),
+    /// A custom header.
+    #[error("the endpoint's custom header {0:?} can't be sent")]
+    Header(String),
+}
+
+/// An endpoint, ready to be sent to.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its settings.
+    pub endpoint: Arc<Endpoint>,
+    url: Url,
+    fixed: HeaderMap,
+    /// The fixed headers, as the attempt log shows them.
+    fixed_lines: Bytes,
+    signer: Signer,
+    /// Signs with both secrets until then.
+    overlap: Option<(Signer, DateTime<Utc>)>,
+}
+
+impl Prepared {
+    /// Parses and keys.
+    pub fn new(endpoint: Arc<Endpoint>, sender: &Sender) -> Result<Self, Unsendable> {
+        let url = Url::parse(&endpoint.url).map_err(|e| Unsendable::Url(e.to_string()))?;
+        let template = sender.template(url).map_err(|e| Unsendable::Url(e.to_string()))?;
+        let mut fixed = template.headers().clone();
+        for (name, value) in &endpoint.custom_headers {
+            let unsendable = || Unsendable::Header(name.clone());
+            let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unsendable())?;
+            let mut value = HeaderValue::from_str(value).map_err(|_| unsendable())?;
+            value.set_sensitive(is_secret(name));
+            fixed.insert(key, value);
+        }
+        fixed.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        fixed.insert(USER_AGENT, HeaderValue::from_static(concat!("WebhookRelay/", env!("CARGO_PKG_VERSION"))));
+        let secrets = &endpoint.secrets;
+        Ok(Self {
+            url: template.url().clone(),
+            fixed_lines: header_lines(&fixed),
+            fixed,
+            signer: Signer::new(&secrets.current, None),
+            overlap: secrets.previous.as_ref().map(|(old, until)| (Signer::new(&secrets.current, Some(old)), *until)),
+            endpoint,
+        })
+    }
+
+    /// The signed request of one attempt, sent at `now`.
+    pub fn request(&self, job: &Job, body: &Bytes, now: DateTime<Utc>) -> Request {
+        let stamp = now.timestamp();
+        let event_id = job.event.to_string();
+        let signer = match &self.overlap {
+            Some((both, until)) if now < *until => both,
+            _ => &self.signer,
+        };
+        let signatures = signer.sign(&event_id, stamp, body);
+        let mut request = Request::new(Method::POST, self.url.clone());
+        let headers = request.headers_mut();
+        *headers = self.fixed.clone();
+        let mut put = |name: HeaderName, value: String| {
+            // Ids, numbers, hex, base64, event types and checked traces are all visible ASCII.
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(name, value);
+            }
+        };
+        put(X_EVENT_ID, event_id.clone());
+        put(ID, event_id);
+        put(X_EVENT_TYPE, job.event_type.as_str().to_owned());
+        put(X_TIMESTAMP, stamp.to_string());
+        put(TIMESTAMP, stamp.to_string());
+        put(X_SIGNATURE, signatures.x_webhook_signature);
+        put(SIGNATURE, signatures.webhook_signature);
+        if let Some(trace) = &job.trace {
+            put(TRACEPARENT, trace.as_ref().to_owned());
+        }
+        *request.body_mut() = Some(body.clone().into());
+        request
+    }
+
+    /// The request's headers for the attempt log: `name: value` lines, without signatures and credentials.
+    pub fn recorded_headers(&self, job: &Job, now: DateTime<Utc>) -> Bytes {
+        let mut lines = BytesMut::with_capacity(self.fixed_lines.len() + 256);
+        lines.extend_from_slice(&self.fixed_lines);
+        let event_id = job.event.to_string();
+        let stamp = now.timestamp().to_string();
+        let mut put = |name: &HeaderName, value: &str| put_line(&mut lines, name.as_str(), value.as_bytes());
+        put(&X_EVENT_ID, &event_id);
+        put(&X_EVENT_TYPE, job.event_type.as_str());
+        put(&X_TIMESTAMP, &stamp);
+        put(&ID, &event_id);
+        put(&TIMESTAMP, &stamp);
+        if let Some(trace) = &job.trace {
+            put(&TRACEPARENT, trace);
+        }
+        lines.freeze()
+    }
+}
+
+fn put_line(lines: &mut BytesMut, name: &str, value: &[u8]) {
+    lines.put_slice(name.as_bytes());
+    lines.put_slice(b": ");
+    lines.put_slice(value);
+    lines.put_u8(b'\n');
+}
+
+/// Headers as `name: value` lines, [`LINES_BYTES_MAX`] of them; the values of credentials are hidden.
+pub fn header_lines(headers: &HeaderMap) -> Bytes {
+    let mut lines = BytesMut::with_capacity(headers.len() * 40);
+    for (name, value) in headers {
+        if lines.len() + name.as_str().len() + value.len() > LINES_BYTES_MAX {
+            break;
+        }
+        let value = if is_secret(name.as_str()) { HIDDEN } else { value.as_bytes() };
+        put_line(&mut lines, name.as_str(), value);
+    }
+    lines.freeze()
+}
+
+/// Prepared endpoints, by the version of their settings.
+#[derive(Default)]
+pub struct Cache {
+    prepared: HashMap<EndpointId, Arc<Prepared>>,
+}
+
+impl Cache {
+    /// The prepared form of these very settings.
+    pub fn get(&mut self, endpoint: &Arc<Endpoint>, sender: &Sender) -> Result<Arc<Prepared>, Unsendable> {
+        if let Some(there) = self.prepared.get(&endpoint.id)
+            && (Arc::ptr_eq(&there.endpoint, endpoint) || there.endpoint.version == endpoint.version)
+        {
+            return Ok(Arc::clone(there));
+        }
+        if self.prepared.len() >= CACHE_MAX {
+            self.prepared.clear();
+        }
+        let made = Arc::new(Prepared::new(Arc::clone(endpoint), sender)?);
+        self.prepared.insert(endpoint.id, Arc::clone(&made));
+        Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{endpoint, job};
+    use relay_core::address::AddressPolicy;
+    use relay_core::signature::{SigningSecret, verify_inbound};
+
+    fn now() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+    }
+
+    fn prepared(endpoint: Endpoint) -> Prepared {
+        Prepared::new(Arc::new(endpoint), &Sender::new(AddressPolicy::new(Vec::new())).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_request_carries_both_families_of_headers_and_the_body_as_it_came() {
+        let endpoint = endpoint("https://hooks.example.com/a?b=c");
+        let secret = endpoint.secrets.current.expose().to_owned();
+        let body = Bytes::from_static(b"{ \"a\" : 1 }");
+        let request = prepared(endpoint).request(&job(7), &body, now());
+        assert_eq!(request.url().as_str(), "https://hooks.example.com/a?b=c");
+        let header = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
+        let id = job(7).event.to_string();
+        assert_eq!(header("x-webhook-event-id"), id);
+        assert_eq!(header("webhook-id"), id);
+        assert_eq!(header("x-webhook-event-type"), "order.created");
+        assert_eq!(header("webhook-timestamp"), "1800000000");
+        assert_eq!(header("content-type"), "application/json");
+        assert!(header("user-agent").starts_with("WebhookRelay/"));
+        assert_eq!(header("traceparent"), "00-1-2-01");
+        assert!(header("webhook-signature").starts_with("v1,"));
+        let verdict = verify_inbound(header("x-webhook-signature").as_bytes(), &secret, &body, now().timestamp());
+        assert!(verdict.valid);
+        assert_eq!(request.body().unwrap().as_bytes().unwrap(), &body[..]);
+    }
+
+    #[test]
+    fn custom_headers_go_along_but_replace_none_of_ours() {
+        let mut endpoint = endpoint("https://user:pass@hooks.example.com/");
+        for (name, value) in
+            [("X-Tenant", "7"), ("User-Agent", "evil"), ("x-webhook-event-id", "evil"), ("X-API-Key", "k")]
+        {
+            endpoint.custom_headers.insert(name.to_owned(), value.to_owned());
+        }
+        let prepared = prepared(endpoint);
+        let request = prepared.request(&job(7), &Bytes::new(), now());
+        assert_eq!(request.headers()["x-tenant"], "7");
+        assert_eq!(request.headers()["x-api-key"], "k");
+        assert_eq!(request.headers()["authorization"], "Basic dXNlcjpwYXNz");
+        assert_eq!(request.url().as_str(), "https://hooks.example.com/");
+        for value in request.headers().values() {
+            assert_ne!(value, "evil");
+        }
+    }
+
+    #[test]
+    fn the_attempt_log_shows_neither_signatures_nor_credentials() {
+        let mut endpoint = endpoint("https://user:pass@hooks.example.com/");
+        for (name, value) in [("X-API-Key", "sesame"), ("Cookie", "sesame"), ("X-Tenant", "7")] {
+            endpoint.custom_headers.insert(name.to_owned(), value.to_owned());
+        }
+        let lines = prepared(endpoint).recorded_headers(&job(7), now());
+        let lines = std::str::from_utf8(&lines).unwrap();
+        assert!(!lines.contains("sesame") && !lines.contains("signature") && !lines.contains("Basic"), "{lines}");
+        assert!(lines.contains("x-api-key: (hidden)\n"));
+        assert!(lines.contains("x-tenant: 7\n"));
+        assert!(lines.contains("webhook-timestamp: 1800000000\n"));
+    }
+
+    #[test]
+    fn both_secrets_sign_until_the_overlap_ends() {
+        let mut endpoint = endpoint("https://hooks.example.com/");
+        let old = SigningSecret::generate([9; 32]);
+        endpoint.secrets.previous = Some((old.clone(), now() + chrono::Duration::seconds(10)));
+        let prepared = prepared(endpoint);
+        let signed = |at: DateTime<Utc>| {
+            let request = prepared.request(&job(7), &Bytes::from_static(b"1"), at);
+            verify_inbound(request.headers()["x-webhook-signature"].as_bytes(), old.expose(), b"1", at.timestamp())
+                .valid
+        };
+        assert!(signed(now()));
+        assert!(!signed(now() + chrono::Duration::seconds(10)));
+    }
+
+    #[test]
+    fn an_endpoint_is_prepared_once_per_version() {
+        let sender = Sender::new(AddressPolicy::new(Vec::new())).unwrap();
+        let mut cache = Cache::default();
+        let first = Arc::new(endpoint("https://hooks.example.com/"));
+        let a = cache.get(&first, &sender).unwrap();
+        assert!(Arc::ptr_eq(&a, &cache.get(&first, &sender).unwrap()));
+        let second =
+            Arc::new(Endpoint { version: 2, url: "https://other.example.com/".to_owned(), ..(*first).clone() });
+        assert_eq!(cache.get(&second, &sender).unwrap().url.host_str(), Some("other.example.com"));
+    }
+}

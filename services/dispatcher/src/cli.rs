@@ -1,0 +1,65 @@
+//! The dispatcher as a program of its own.
+
+use anyhow::Context as _;
+use relay_links::{Addresses, Links};
+use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::shutdown::Shutdown;
+use tokio::net::TcpListener;
+
+use crate::{Config, Dispatcher};
+
+/// Matches events with endpoints, stores them, and schedules what is due. Runs in any number.
+///
+/// Example:
+///   dispatcher --database-url postgres://… --redis-url redis://… --nats-url nats://dispatcher:password@…
+#[derive(clap::Parser, Debug)]
+#[command(version, verbatim_doc_comment)]
+pub struct Cli {
+    #[command(flatten)]
+    database: DatabaseFlags,
+    #[command(flatten)]
+    redis: RedisFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
+    #[command(flatten)]
+    health: HealthFlags,
+    #[command(flatten)]
+    config: Config,
+    /// Largest payload of an event published straight to NATS, in bytes
+    #[arg(long, env = "RELAY_PAYLOAD_BYTES_MAX", default_value_t = relay_core::event::PAYLOAD_BYTES_MAX)]
+    payload_bytes_max: usize,
+    #[command(flatten)]
+    log: LogFlags,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// It can't start, or a part of it ended by itself.
+pub fn main_with(cli: Cli) -> anyhow::Result<()> {
+    cli.log.init()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let metrics = relay_runtime::metrics::install()?;
+    let shutdown = Shutdown::default();
+    shutdown.on_signals()?;
+    let pod = relay_runtime::pod::name();
+    let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
+    let health_listen = cli.health.listen(health_port::DISPATCHER);
+    let listener = TcpListener::bind(health_listen).await.with_context(|| format!("listening on {health_listen}"))?;
+    let Some(links) = Links::connect(&addresses, "dispatcher", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let config = Config { payload_bytes_max: cli.payload_bytes_max, ..cli.config };
+    let dispatcher = Dispatcher::start(config, links.clone(), pod).await?;
+    links.check_durability().await;
+
+    let working = shutdown.group("dispatcher");
+    let background = shutdown.group("background");
+    links.run_background(&background);
+    background.spawn("health", links.health(metrics, shutdown.soft()).serve(listener, background.stop()));
+    working.spawn("work", dispatcher.run(working.stop()));
+    tracing::info!(health = %health_listen, "dispatching");
+    Ok(shutdown.finish().await?)
+}

@@ -1,0 +1,155 @@
+//! Step 5: pulls messages from EVENTS, gathers them into batches and hands these on. While batches are on their
+//! way into Postgres the next one gathers, so batches grow with the load; an idle dispatcher waits for nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay_bus::{AckHandle, EventMessage, EventSource};
+use relay_core::event::Event;
+use relay_core::protocol::{DISPATCH_BYTES_MAX, DISPATCH_EVENTS_MAX};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::batch::{Batch, Batcher};
+use crate::decode::{self, Decoded, Message};
+use crate::room::Room;
+use crate::{Config, Links};
+
+/// Messages asked for at a time.
+const MESSAGES_MAX: usize = 500;
+/// Below this many events a batch waits a little for more, while others are under way.
+const SMALL_BATCH: usize = 30;
+/// How long it waits.
+const LINGER: Duration = Duration::from_millis(2);
+/// When a message of a newer program, or one that failed, is offered again.
+const NAK_DELAY: Duration = Duration::from_secs(5);
+
+/// What the pulling loop needs.
+pub struct Intake {
+    links: Links,
+    batcher: Arc<Batcher>,
+    batches: usize,
+    payload_bytes_max: usize,
+}
+
+impl Intake {
+    /// Ready to pull.
+    pub fn new(links: Links, room: Arc<Room>, config: &Config) -> Self {
+        Self {
+            batcher: Arc::new(Batcher::new(links.clone(), room)),
+            links,
+            batches: config.dispatch_batches.max(1),
+            payload_bytes_max: config.payload_bytes_max,
+        }
+    }
+}
+
+/// Messages decoded and waiting for their batch.
+#[derive(Default)]
+struct Gathered {
+    batch: Batch,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn is_full(&self) -> bool {
+        self.batch.events.len() >= DISPATCH_EVENTS_MAX || self.bytes >= DISPATCH_BYTES_MAX
+    }
+
+    async fn add(&mut self, message: EventMessage, payload_max: usize) {
+        let (message, ack) = split(message);
+        match decode::decode(&message, payload_max) {
+            Decoded::Events(events) => {
+                self.bytes += events.iter().map(|e: &Event| e.payload.len()).sum::<usize>();
+                self.batch.events.extend(events);
+                self.batch.acks.push(ack);
+            }
+            Decoded::Unusable(letter) => {
+                tracing::info!(
+                    subject = letter.subject,
+                    reason = letter.reason.as_str(),
+                    error = letter.error,
+                    "a message can't be used and becomes a dead letter"
+                );
+                self.bytes += letter.payload.len();
+                self.batch.letters.push(*letter);
+                self.batch.acks.push(ack);
+            }
+            Decoded::Newer(version) => {
+                tracing::error!(
+                    version,
+                    "a bundle of a newer version was left for a newer dispatcher: update this one"
+                );
+                ack.nak(NAK_DELAY).await;
+            }
+        }
+    }
+}
+
+fn split(m: EventMessage) -> (Message, AckHandle) {
+    let message = Message {
+        subject: m.subject,
+        msg_id: m.msg_id,
+        endpoint_id: m.endpoint_id,
+        trace: m.trace,
+        payload: m.payload,
+        stream: m.stream,
+        sequence: m.sequence,
+        published: m.published,
+    };
+    (message, m.ack)
+}
+
+/// Pulls until `stop` fires, then waits for the batches under way.
+pub async fn run(intake: Intake, stop: CancellationToken) {
+    let permits = Arc::new(Semaphore::new(intake.batches));
+    let tasks = TaskTracker::new();
+    let mut source: EventSource = intake.links.bus.events();
+    let mut spare: VecDeque<EventMessage> = VecDeque::new();
+    while !stop.is_cancelled() {
+        // The permit first: nothing is pulled that nobody has room for.
+        let Some(Ok(permit)) = stop.run_until_cancelled(Arc::clone(&permits).acquire_owned()).await else {
+            break;
+        };
+        let mut gathered = Gathered::default();
+        if spare.is_empty() {
+            spare.extend(source.next(MESSAGES_MAX, &stop).await);
+        }
+        loop {
+            while let Some(message) = spare.pop_front() {
+                gathered.add(message, intake.payload_bytes_max).await;
+                if gathered.is_full() {
+                    break;
+                }
+            }
+            let others_under_way = permits.available_permits() + 1 < intake.batches;
+            if gathered.is_full()
+                || gathered.batch.events.len() >= SMALL_BATCH
+                || !others_under_way
+                || stop.is_cancelled()
+            {
+                break;
+            }
+            match tokio::time::timeout(LINGER, source.next(MESSAGES_MAX, &stop)).await {
+                Ok(more) if !more.is_empty() => spare.extend(more),
+                _ => break,
+            }
+        }
+        if gathered.batch.acks.is_empty() {
+            continue;
+        }
+        let batcher = Arc::clone(&intake.batcher);
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            batcher.process(gathered.batch, &stop).await;
+            drop(permit);
+        });
+    }
+    for message in spare {
+        message.ack.nak(Duration::ZERO).await;
+    }
+    tasks.close();
+    tasks.wait().await;
+}

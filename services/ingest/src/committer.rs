@@ -1,0 +1,323 @@
+//! Step 3 of an event's way: group commit. Requests hand a checked event over and wait; while publishes are in
+//! flight the next group gathers, goes out as one bundle, and one fsync of JetStream serves all of it.
+//!
+//! Called by the event routes through [`Committer::submit`]; the publishing itself comes in as a closure, so the
+//! tests need no server. Invariants: a request is answered with success only after the acknowledgement of the
+//! bundle its event is in; whatever a bundle's outcome, each of its requests is answered; a cancelled request
+//! changes nothing for the others; memory is bounded by [`CommitLimits`].
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use metrics::Histogram;
+use relay_core::bundle::{BundleWriter, EVENTS_MAX};
+use relay_core::event::Event;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// Pause between two tries of the same bundle.
+const REPUBLISH_PAUSE: Duration = Duration::from_millis(50);
+/// Over how long the rate of arrivals is measured.
+const PACE_WINDOW: Duration = Duration::from_millis(100);
+
+/// Bounds of the committer.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitLimits {
+    /// Events waiting at most.
+    pub queue_events: usize,
+    /// Payload bytes of waiting events at most.
+    pub queue_bytes: usize,
+    /// Publishes in flight at most.
+    pub in_flight: usize,
+    /// How long a group gathers when events come fast.
+    pub linger: Duration,
+    /// From how many events per second on it lingers.
+    pub linger_from_rate: f64,
+    /// How long after its arrival an event is still published (again).
+    pub deadline: Duration,
+}
+
+impl Default for CommitLimits {
+    fn default() -> Self {
+        Self {
+            queue_events: 20_000,
+            queue_bytes: 64 * 1024 * 1024,
+            in_flight: 2,
+            linger: Duration::from_millis(1),
+            linger_from_rate: 1_000.0,
+            deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How a publish failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PublishFailure {
+    /// The accept log has no room: nothing was stored.
+    Full,
+    /// The accept log will never take this message.
+    Refused,
+    /// Not stored, or nobody knows: the same bundle may be published again, its ids are the same.
+    Uncertain,
+}
+
+/// Why an event was not accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Too many events or bytes wait already.
+    #[error("too many events are waiting")]
+    Overloaded,
+    /// The accept log has no room.
+    #[error("the accept log is full")]
+    Full,
+    /// The accept log will never take the message that the event is in (its limit is below ours).
+    #[error("the accept log refuses a message of this size")]
+    Refused,
+    /// No acknowledgement within the deadline.
+    #[error("the accept log did not acknowledge in time")]
+    Unavailable,
+    /// The committer has stopped.
+    #[error("the service is shutting down")]
+    Stopped,
+}
+
+struct Waiting {
+    event: Event,
+    arrived: Instant,
+    done: oneshot::Sender<Result<(), CommitError>>,
+    room: Room,
+}
+
+/// A waiting event's share of the byte budget, given back when it is dropped.
+struct Room {
+    bytes: usize,
+    used: Arc<AtomicUsize>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The way in. Cheap to clone.
+#[derive(Clone)]
+pub struct Committer {
+    queue: mpsc::Sender<Waiting>,
+    used_bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+/// What the committer measures.
+#[derive(Clone)]
+pub struct CommitMetrics {
+    /// Events per bundle.
+    pub bundle_events: Histogram,
+    /// Seconds from the first publish of a bundle to its outcome.
+    pub publish_seconds: Histogram,
+}
+
+impl CommitMetrics {
+    /// Registers the metrics with the installed recorder.
+    pub fn register() -> Self {
+        Self {
+            bundle_events: metrics::histogram!("relay_ingest_bundle_events"),
+            publish_seconds: metrics::histogram!("relay_ingest_publish_seconds"),
+        }
+    }
+}
+
+/// The other end of the queue: [`CommitLoop::run`] gathers and publishes.
+pub struct CommitLoop<P> {
+    queue: mpsc::Receiver<Waiting>,
+    publish: P,
+    limits: CommitLimits,
+    metrics: CommitMetrics,
+}
+
+/// A committer that publishes with `publish`, and the loop that does it.
+pub fn committer<P, F>(publish: P, limits: CommitLimits, metrics: CommitMetrics) -> (Committer, CommitLoop<P>)
+where
+    P: Fn(Bytes) -> F + Clone,
+    F: Future<Output = Result<(), PublishFailure>>,
+{
+    let (sender, queue) = mpsc::channel(limits.queue_events);
+    let committer = Committer { queue: sender, used_bytes: Arc::default(), bytes_max: limits.queue_bytes };
+    (committer, CommitLoop { queue, publish, limits, metrics })
+}
+
+impl Committer {
+    /// Waits until `event` is on disk in the accept log. Dropping the future only gives up the answer: the
+    /// event may still be published.
+    pub async fn submit(&self, event: Event) -> Result<(), CommitError> {
+        let bytes = event.payload.len();
+        let before = self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let room = Room { bytes, used: Arc::clone(&self.used_bytes) };
+        if before + bytes > self.bytes_max {
+            return Err(CommitError::Overloaded);
+        }
+        let (done, outcome) = oneshot::channel();
+        self.queue.try_send(Waiting { event, arrived: Instant::now(), done, room }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => CommitError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => CommitError::Stopped,
+        })?;
+        outcome.await.unwrap_or(Err(CommitError::Stopped))
+    }
+}
+
+impl<P, F> CommitLoop<P>
+where
+    P: Fn(Bytes) -> F + Clone,
+    F: Future<Output = Result<(), PublishFailure>>,
+{
+    /// Works until `stop` fires; then takes nothing new, and ends when everything that waited is answered.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut flights = FuturesUnordered::new();
+        let mut pace = Pace::default();
+        let mut left_over = VecDeque::with_capacity(1);
+        loop {
+            // While all slots are taken, the next group gathers in the queue.
+            while flights.len() >= self.limits.in_flight {
+                flights.next().await;
+            }
+            let first = match left_over.pop_front() {
+                Some(waiting) => waiting,
+                None => tokio::select! {
+                    biased;
+                    () = stop.cancelled(), if !self.queue.is_closed() => {
+                        self.queue.close();
+                        continue;
+                    }
+                    Some(()) = flights.next(), if !flights.is_empty() => continue,
+                    waiting = self.queue.recv() => match waiting {
+                        Some(waiting) => waiting,
+                        None => break,
+                    },
+                },
+            };
+            if pace.per_second(Instant::now()) >= self.limits.linger_from_rate && self.queue.len() + 1 < EVENTS_MAX {
+                let linger = sleep_until(Instant::now() + self.limits.linger);
+                tokio::pin!(linger);
+                loop {
+                    tokio::select! {
+                        () = &mut linger => break,
+                        Some(()) = flights.next(), if !flights.is_empty() => {}
+                    }
+                }
+            }
+            let group = self.gather(first, &mut left_over);
+            if !group.requests.is_empty() {
+                pace.observe(group.requests.len(), Instant::now());
+                self.metrics.bundle_events.record(count(group.requests.len()));
+                flights.push(fly(self.publish.clone(), group, self.metrics.publish_seconds.clone()));
+            }
+        }
+        while flights.next().await.is_some() {}
+    }
+
+    /// One bundle of what waits. An event that doesn't fit begins the next one; events past their deadline are
+    /// answered and not published.
+    fn gather(&mut self, first: Waiting, left_over: &mut VecDeque<Waiting>) -> Group {
+        let now = Instant::now();
+        let mut writer = BundleWriter::default();
+        let mut group = Group { bundle: Bytes::new(), requests: Vec::new(), deadline: now + self.limits.deadline };
+        let mut next = Some(first);
+        while let Some(waiting) = next {
+            let deadline = waiting.arrived + self.limits.deadline;
+            if deadline <= now {
+                answer(waiting.done, Err(CommitError::Unavailable));
+            } else if writer.fits(waiting.event.payload.len()) {
+                writer.push(&waiting.event);
+                group.deadline = group.deadline.min(deadline);
+                group.requests.push((waiting.done, waiting.room));
+            } else {
+                left_over.push_back(waiting);
+                break;
+            }
+            next = self.queue.try_recv().ok();
+        }
+        group.bundle = writer.finish();
+        group
+    }
+}
+
+struct Group {
+    bundle: Bytes,
+    requests: Vec<(oneshot::Sender<Result<(), CommitError>>, Room)>,
+    deadline: Instant,
+}
+
+/// Publishes one bundle until its outcome is known or the deadline is over, then answers its requests.
+async fn fly<P, F>(publish: P, group: Group, seconds: Histogram)
+where
+    P: Fn(Bytes) -> F,
+    F: Future<Output = Result<(), PublishFailure>>,
+{
+    let started = Instant::now();
+    let outcome = loop {
+        match timeout_at(group.deadline, publish(group.bundle.clone())).await {
+            Ok(Ok(())) => break Ok(()),
+            Ok(Err(PublishFailure::Full)) => break Err(CommitError::Full),
+            Ok(Err(PublishFailure::Refused)) => break Err(CommitError::Refused),
+            // The same bytes again: the ids in them are the same, so a second copy is no second event.
+            Ok(Err(PublishFailure::Uncertain)) if Instant::now() + REPUBLISH_PAUSE < group.deadline => {
+                sleep(REPUBLISH_PAUSE).await;
+            }
+            Ok(Err(PublishFailure::Uncertain)) | Err(_) => break Err(CommitError::Unavailable),
+        }
+    };
+    seconds.record(started.elapsed().as_secs_f64());
+    for (done, room) in group.requests {
+        drop(room);
+        answer(done, outcome);
+    }
+}
+
+/// Answers a request that may have gone away meanwhile; then nobody needs the answer.
+fn answer(done: oneshot::Sender<Result<(), CommitError>>, outcome: Result<(), CommitError>) {
+    let _ = done.send(outcome);
+}
+
+fn count(n: usize) -> f64 {
+    f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+/// The rate of arrivals over the last full window.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    events: usize,
+    per_second: f64,
+}
+
+impl Pace {
+    fn observe(&mut self, events: usize, now: Instant) {
+        self.roll(now);
+        self.events += events;
+    }
+
+    fn per_second(&mut self, now: Instant) -> f64 {
+        self.roll(now);
+        self.per_second
+    }
+
+    fn roll(&mut self, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed >= PACE_WINDOW {
+            self.per_second = count(self.events) / elapsed.as_secs_f64();
+            self.events = 0;
+            self.since = Some(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! The committer against a publisher whose answers the test decides.
+
+use chrono::Utc;
+use relay_core::bundle::{BYTES_MAX, decode};
+use relay_core::event::EventType;
+use relay_core::ids::{EventId, TenantId};
+use uuid::Uuid;
+
+use super::*;
+
+type Answer = Result<(), PublishFailure>;
+type Call = (Bytes, oneshot::Sender<Answer>);
+type Submission = tokio::task::JoinHandle<Result<(), CommitError>>;
+
+/// A committer under test: publishes arrive in `calls`, and wait there for an answer.
+struct Bench {
+    committer: Committer,
+    calls: mpsc::UnboundedReceiver<Call>,
+    running: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+fn bench(limits: CommitLimits) -> Bench {
+    let (sender, calls) = mpsc::unbounded_channel::<Call>();
+    let publish = move |bundle: Bytes| {
+        let (answer, outcome) = oneshot::channel();
+        sender.send((bundle, answer)).ok();
+        async move { outcome.await.unwrap_or(Err(PublishFailure::Uncertain)) }
+    };
+    let metrics = CommitMetrics { bundle_events: Histogram::noop(), publish_seconds: Histogram::noop() };
+    let (committer, run) = committer(publish, limits, metrics);
+    let stop = CancellationToken::new();
+    Bench { committer, calls, running: tokio::spawn(run.run(stop.clone())), stop }
+}
+
+fn event(number: u128, payload_bytes: usize) -> Event {
+    Event {
+        id: EventId(Uuid::from_u128(number)),
+        tenant: TenantId::default_tenant(),
+        event_type: EventType::trusted("order.created"),
+        endpoint: None,
+        key: None,
+        accepted_at: Utc::now(),
+        trace: None,
+        payload: Bytes::from(vec![b'1'; payload_bytes]),
+    }
+}
+
+impl Bench {
+    /// Hands an event over and comes back when it is in the queue or refused.
+    async fn submit(&self, event: Event) -> Submission {
+        let committer = self.committer.clone();
+        let task = tokio::spawn(async move { committer.submit(event).await });
+        // On the test's single thread, one turn runs the task up to its wait.
+        tokio::task::yield_now().await;
+        task
+    }
+
+    async fn call(&mut self) -> (Vec<u128>, oneshot::Sender<Answer>) {
+        let (bundle, answer) = self.calls.recv().await.unwrap();
+        (decode(bundle).unwrap().iter().map(|e| e.id.0.as_u128()).collect(), answer)
+    }
+}
+
+#[tokio::test]
+async fn what_comes_while_publishes_are_in_flight_goes_out_together() {
+    let mut bench = bench(CommitLimits::default());
+    let one = bench.submit(event(1, 10)).await;
+    let (ids, first) = bench.call().await;
+    assert_eq!(ids, [1]);
+    let two = bench.submit(event(2, 10)).await;
+    let (ids, second) = bench.call().await;
+    assert_eq!(ids, [2], "a second publish may be in flight");
+    let mut later = Vec::new();
+    for n in 3..=7 {
+        later.push(bench.submit(event(n, 10)).await);
+    }
+    assert!(bench.calls.try_recv().is_err(), "no third publish");
+    first.send(Ok(())).unwrap();
+    assert_eq!(one.await.unwrap(), Ok(()));
+    let (ids, third) = bench.call().await;
+    assert_eq!(ids, [3, 4, 5, 6, 7], "one bundle for all that waited, in order");
+    third.send(Ok(())).unwrap();
+    for task in later {
+        assert_eq!(task.await.unwrap(), Ok(()));
+    }
+    assert!(!two.is_finished(), "answered only by its own acknowledgement");
+    second.send(Ok(())).unwrap();
+    assert_eq!(two.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_cancelled_request_hurts_nobody() {
+    let mut bench = bench(CommitLimits { in_flight: 1, ..CommitLimits::default() });
+    let head = bench.submit(event(1, 10)).await;
+    let (_, first) = bench.call().await;
+    let gone = bench.submit(event(2, 10)).await;
+    let stays = bench.submit(event(3, 10)).await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    first.send(Ok(())).unwrap();
+    assert_eq!(head.await.unwrap(), Ok(()));
+    let (ids, second) = bench.call().await;
+    assert_eq!(ids, [2, 3], "what was handed over is published");
+    second.send(Ok(())).unwrap();
+    assert_eq!(stays.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_publishes_the_same_bytes_again() {
+    let mut bench = bench(CommitLimits::default());
+    let task = bench.submit(event(1, 10)).await;
+    let (first, answer) = bench.calls.recv().await.unwrap();
+    answer.send(Err(PublishFailure::Uncertain)).unwrap();
+    let (again, answer) = bench.calls.recv().await.unwrap();
+    assert_eq!(first, again);
+    answer.send(Ok(())).unwrap();
+    assert_eq!(task.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn the_deadline_ends_the_tries() {
+    let mut bench = bench(CommitLimits { deadline: REPUBLISH_PAUSE / 2, ..CommitLimits::default() });
+    let task = bench.submit(event(1, 10)).await;
+    let (_, answer) = bench.call().await;
+    answer.send(Err(PublishFailure::Uncertain)).unwrap();
+    assert_eq!(task.await.unwrap(), Err(CommitError::Unavailable));
+    // A publisher that never answers is given up as well.
+    let task = bench.submit(event(2, 10)).await;
+    let _pending = bench.call().await;
+    assert_eq!(task.await.unwrap(), Err(CommitError::Unavailable));
+}
+
+#[tokio::test]
+async fn what_waited_too_long_is_answered_and_not_published() {
+    let limits = CommitLimits { deadline: Duration::from_millis(30), in_flight: 1, ..CommitLimits::default() };
+    let mut bench = bench(limits);
+    let head = bench.submit(event(1, 10)).await;
+    let _first = bench.call().await;
+    let behind = bench.submit(event(2, 10)).await;
+    assert_eq!(head.await.unwrap(), Err(CommitError::Unavailable));
+    assert_eq!(behind.await.unwrap(), Err(CommitError::Unavailable));
+}
+
+#[tokio::test]
+async fn a_full_log_is_said_at_once() {
+    let mut bench = bench(CommitLimits::default());
+    let task = bench.submit(event(1, 10)).await;
+    let (_, answer) = bench.call().await;
+    answer.send(Err(PublishFailure::Full)).unwrap();
+    assert_eq!(task.await.unwrap(), Err(CommitError::Full));
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_by_events_and_by_bytes_and_frees_its_room() {
+    let limits = CommitLimits { queue_events: 2, queue_bytes: 100, in_flight: 1, ..CommitLimits::default() };
+    let mut bench = bench(limits);
+    let head = bench.submit(event(1, 10)).await;
+    let (_, first) = bench.call().await;
+    assert_eq!(bench.committer.submit(event(2, 91)).await, Err(CommitError::Overloaded), "bytes");
+    let waiting = [bench.submit(event(3, 1)).await, bench.submit(event(4, 1)).await];
+    assert_eq!(bench.committer.submit(event(5, 1)).await, Err(CommitError::Overloaded), "events");
+    first.send(Ok(())).unwrap();
+    head.await.unwrap().unwrap();
+    let (ids, second) = bench.call().await;
+    assert_eq!(ids, [3, 4]);
+    second.send(Ok(())).unwrap();
+    for task in waiting {
+        task.await.unwrap().unwrap();
+    }
+    let all = bench.submit(event(6, 100)).await;
+    let (_, third) = bench.call().await;
+    third.send(Ok(())).unwrap();
+    assert_eq!(all.await.unwrap(), Ok(()), "the room is free again");
+}
+
+#[tokio::test]
+async fn a_large_payload_travels_alone() {
+    let mut bench = bench(CommitLimits { in_flight: 1, ..CommitLimits::default() });
+    let mut tasks = vec![bench.submit(event(1, 10)).await];
+    let mut answers = vec![bench.call().await.1];
+    for (number, bytes) in [(2, 10), (3, BYTES_MAX), (4, 10)] {
+        tasks.push(bench.submit(event(number, bytes)).await);
+    }
+    for expected in [2, 3, 4] {
+        answers.pop().unwrap().send(Ok(())).unwrap();
+        let (ids, answer) = bench.call().await;
+        assert_eq!(ids, [expected]);
+        answers.push(answer);
+    }
+    answers.pop().unwrap().send(Ok(())).unwrap();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn everything_handed_over_is_finished_before_it_ends() {
+    let mut bench = bench(CommitLimits { in_flight: 1, ..CommitLimits::default() });
+    let head = bench.submit(event(1, 10)).await;
+    let (_, first) = bench.call().await;
+    let behind = bench.submit(event(2, 10)).await;
+    bench.stop.cancel();
+    first.send(Ok(())).unwrap();
+    let (ids, second) = bench.call().await;
+    assert_eq!(ids, [2]);
+    second.send(Ok(())).unwrap();
+    bench.running.await.unwrap();
+    assert_eq!((head.await.unwrap(), behind.await.unwrap()), (Ok(()), Ok(())));
+    assert_eq!(bench.committer.submit(event(3, 10)).await, Err(CommitError::Stopped));
+}
+
+#[test]
+fn the_pace_is_that_of_the_last_full_window() {
+    let start = Instant::now();
+    let mut pace = Pace::default();
+    pace.observe(10, start);
+    assert_eq!(pace.per_second(start), 0.0);
+    assert_eq!(pace.per_second(start + PACE_WINDOW), 100.0);
+    pace.observe(500, start + PACE_WINDOW);
+    assert_eq!(pace.per_second(start + PACE_WINDOW * 2), 5_000.0);
+    assert_eq!(pace.per_second(start + PACE_WINDOW * 3), 0.0, "quiet again");
+}

@@ -1,0 +1,285 @@
+//! Reading a JSON object of a request field by field: strict types, unknown fields ignored, every error with
+//! the path of its field. Used by [`crate::admit`] and by the endpoint routes.
+//!
+//! Values stay unread texts until asked for, so a payload keeps its bytes and a `null` can be told from a field
+//! that isn't there. Of a repeated field the last one counts. Arrays never pass for objects.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use relay_core::problem::FieldError;
+use relay_core::signature::SigningSecret;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Why a body is no object of fields.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Not UTF-8 or not JSON.
+    #[error("the body is not valid JSON: {0}")]
+    Malformed(String),
+    /// JSON, but no object.
+    #[error("the body must be a JSON object")]
+    NotAnObject,
+}
+
+/// The values of the fields `names` in the object `body`, in the order of `names`; `None` where a field is not
+/// there.
+pub fn read<'a, const N: usize>(
+    body: &'a [u8],
+    names: &'static [&'static str; N],
+) -> Result<[Option<&'a RawValue>; N], BodyError> {
+    let text = std::str::from_utf8(body).map_err(|e| BodyError::Malformed(format!("not UTF-8: {e}")))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let found = json.deserialize_map(ObjectVisitor { names }).map_err(|e| match e.classify() {
+        serde_json::error::Category::Data => BodyError::NotAnObject,
+        _ => BodyError::Malformed(e.to_string()),
+    });
+    match found {
+        // Something else may still be broken behind the value of the wrong type.
+        Err(BodyError::NotAnObject) => match serde_json::from_str::<&RawValue>(text) {
+            Ok(_) => Err(BodyError::NotAnObject),
+            Err(e) => Err(BodyError::Malformed(e.to_string())),
+        },
+        Ok(values) => json.end().map(|()| values).map_err(|e| BodyError::Malformed(e.to_string())),
+        malformed => malformed,
+    }
+}
+
+struct ObjectVisitor<const N: usize> {
+    names: &'static [&'static str; N],
+}
+
+impl<'de, const N: usize> Visitor<'de> for ObjectVisitor<N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut values = [None; N];
+        while let Some(known) = map.next_key_seed(NameIndex(self.names))? {
+            match known {
+                Some(index) => values[index] = Some(map.next_value::<&'de RawValue>()?),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// Reads a key as its index in the list of names, without keeping the text.
+struct NameIndex(&'static [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for NameIndex {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for NameIndex {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a field name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|known| *known == name))
+    }
+}
+
+/// Whether a value is the literal `null`.
+pub fn is_null(value: &RawValue) -> bool {
+    value.get() == "null"
+}
+
+/// Collects what is wrong with the fields of one request.
+#[derive(Debug, Default)]
+pub struct Faults(pub Vec<FieldError>);
+
+impl Faults {
+    /// Notes that the body's field at `path` is wrong.
+    pub fn add(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
+        self.0.push(FieldError { field: format!("body.{path}"), message: message.to_string() });
+    }
+
+    /// Notes that a header is wrong.
+    pub fn add_header(&mut self, name: &str, message: impl fmt::Display) {
+        self.0.push(FieldError { field: format!("header.{name}"), message: message.to_string() });
+    }
+
+    /// Whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The value of `field` as `T`, noting `must` where it isn't one.
+    fn typed<'a, T: Deserialize<'a>>(&mut self, field: &str, value: &'a RawValue, must: &str) -> Option<T> {
+        let read = serde_json::from_str(value.get()).ok();
+        if read.is_none() {
+            self.add(field, must);
+        }
+        read
+    }
+
+    /// A string.
+    pub fn string<'a>(&mut self, field: &str, value: &'a RawValue) -> Option<Cow<'a, str>> {
+        self.typed::<Text<'a>>(field, value, "must be a string").map(|text| text.0)
+    }
+
+    /// A boolean.
+    pub fn boolean(&mut self, field: &str, value: &RawValue) -> Option<bool> {
+        self.typed(field, value, "must be true or false")
+    }
+
+    /// An integer within limits. A number written with a fraction or an exponent is none.
+    pub fn integer(&mut self, field: &str, value: &RawValue, limits: &RangeInclusive<u32>) -> Option<u32> {
+        let n = self.typed::<IntegerText>(field, value, "must be an integer")?;
+        let within = n.0.and_then(|n| u32::try_from(n).ok()).filter(|n| limits.contains(n));
+        if within.is_none() {
+            self.add(field, format_args!("must be between {} and {}", limits.start(), limits.end()));
+        }
+        within
+    }
+
+    /// A number within limits.
+    pub fn number(&mut self, field: &str, value: &RawValue, limits: &RangeInclusive<f64>) -> Option<f64> {
+        let n = self.typed::<f64>(field, value, "must be a number")?;
+        if !limits.contains(&n) {
+            self.add(field, format_args!("must be between {:.1} and {:.1}", limits.start(), limits.end()));
+            return None;
+        }
+        Some(n)
+    }
+
+    /// A signing secret. Its text doesn't come back in an error.
+    pub fn secret(&mut self, field: &str, value: &RawValue) -> Option<SigningSecret> {
+        let text = self.string(field, value)?.into_owned();
+        SigningSecret::parse(text).map_err(|why| self.add(field, why)).ok()
+    }
+
+    /// A list; its items are still unread.
+    pub fn list<'a>(&mut self, field: &str, value: &'a RawValue) -> Option<Vec<&'a RawValue>> {
+        self.typed(field, value, "must be a list")
+    }
+
+    /// A list of strings.
+    pub fn strings(&mut self, field: &str, value: &RawValue) -> Option<Vec<String>> {
+        let items = self.list(field, value)?;
+        let before = self.0.len();
+        let read = items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, item)| self.string(&format!("{field}.{i}"), item).map(Cow::into_owned))
+            .collect();
+        (self.0.len() == before).then_some(read)
+    }
+
+    /// An object of strings.
+    pub fn string_map(&mut self, field: &str, value: &RawValue) -> Option<BTreeMap<String, String>> {
+        let items: BTreeMap<String, &RawValue> = self.typed(field, value, "must be an object of strings")?;
+        let before = self.0.len();
+        let read = items
+            .into_iter()
+            .filter_map(|(name, item)| {
+                let text = self.string(&format!("{field}.{name}"), item)?.into_owned();
+                Some((name, text))
+            })
+            .collect();
+        (self.0.len() == before).then_some(read)
+    }
+}
+
+/// A string, borrowed from the request where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// An integer of any size: `None` when it doesn't fit 64 bits.
+struct IntegerText(Option<i64>);
+
+impl<'de> Deserialize<'de> for IntegerText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(serde::de::Error::custom("not an integer"));
+        }
+        Ok(Self(text.parse().ok()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: &[&str; 2] = &["a", "payload"];
+
+    fn texts(body: &str) -> Result<[Option<&str>; 2], BodyError> {
+        read(body.as_bytes(), NAMES).map(|values| values.map(|v| v.map(RawValue::get)))
+    }
+
+    fn raw(text: &str) -> &RawValue {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn values_are_found_and_keep_their_bytes() {
+        assert_eq!(texts("{}"), Ok([None, None]));
+        assert_eq!(texts(r#" {"x":[{}], "payload" : { "b":1,  "a":1e400 } , "a":null} "#), Ok([Some("null"), Some(r#"{ "b":1,  "a":1e400 }"#)]));
+        assert_eq!(texts(r#"{"a":1,"a":2}"#), Ok([Some("2"), None]));
+        assert_eq!(texts(r#"{"\u0061":1}"#), Ok([Some("1"), None]));
+    }
+
+    #[test]
+    fn malformed_and_wrong_are_told_apart() {
+        for wrong in ["[]", "[1,2]", "null", "7", "\"a\"", " true "] {
+            assert_eq!(texts(wrong), Err(BodyError::NotAnObject), "{wrong}");
+        }
+        for bad in ["", "{", "[", r#"{"a"}"#, r#"{"a":1,}"#, "{} {}", "{}x", "nul", r#"{"a":NaN}"#, "[1,", "7 7"] {
+            assert!(matches!(texts(bad), Err(BodyError::Malformed(_))), "{bad}");
+        }
+        assert!(matches!(read(b"{\"a\":\"\xff\"}", NAMES), Err(BodyError::Malformed(_))));
+    }
+
+    #[test]
+    fn types_are_strict() {
+        let mut faults = Faults::default();
+        assert_eq!(faults.integer("n", raw("7"), &(1..=20)), Some(7));
+        assert_eq!(faults.number("n", raw("2"), &(1.0..=10.0)), Some(2.0));
+        assert_eq!(faults.boolean("n", raw("true")), Some(true));
+        assert_eq!(faults.string("n", raw(r#""a\u0062""#)).as_deref(), Some("ab"));
+        assert_eq!(faults.strings("n", raw(r#"["a","b"]"#)), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert!(faults.is_empty());
+        for bad in ["\"7\"", "7.0", "7e0", "true", "null", "[]", "7.5"] {
+            assert_eq!(faults.integer("n", raw(bad), &(1..=20)), None, "{bad}");
+            assert_eq!(faults.0.pop().unwrap().message, "must be an integer");
+        }
+        for bad in ["0", "21", "-1", "99999999999999999999999"] {
+            assert_eq!(faults.integer("n", raw(bad), &(1..=20)), None, "{bad}");
+            assert_eq!(faults.0.pop().unwrap().message, "must be between 1 and 20");
+        }
+        for bad in ["\"2\"", "true", "1e400"] {
+            assert_eq!(faults.number("n", raw(bad), &(1.0..=10.0)), None, "{bad}");
+        }
+        assert_eq!(faults.number("n", raw("10.01"), &(1.0..=10.0)), None);
+        assert_eq!(faults.string("n", raw(r#""\ud800""#)), None, "a lone surrogate is no text");
+    }
+
+    #[test]
+    fn errors_name_the_item() {
+        let mut faults = Faults::default();
+        assert_eq!(faults.strings("filter", raw(r#"["a",7]"#)), None);
+        assert_eq!(faults.string_map("headers", raw(r#"{"X-A":"1","X-B":2}"#)), None);
+        let paths: Vec<_> = faults.0.iter().map(|e| e.field.as_str()).collect();
+        assert_eq!(paths, ["body.filter.1", "body.headers.X-B"]);
+    }
+}

@@ -1,0 +1,53 @@
+//! The OpenAPI document: what its routes don't say about themselves, and the route that shows it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+/// The frame of the document.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "WebhookRelay",
+        description = "Accepts events, and delivers them to HTTP endpoints: signed, retried, accounted for.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    tags(
+        (name = "events", description = "Sending events, and what became of them"),
+        (name = "endpoints", description = "Where events are delivered to"),
+        (name = "operations", description = "Health, statistics, tools")
+    )
+)]
+struct Frame;
+
+/// A router whose document has the frame: the start for merging the services' routers.
+pub fn base<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
+    OpenApiRouter::with_openapi(Frame::openapi())
+}
+
+/// The plain router, with the whole document at `/openapi.json`.
+pub fn with_document(router: OpenApiRouter) -> Router {
+    let (router, document) = router.split_for_parts();
+    let text: Arc<str> = serde_json::to_string(&document).unwrap_or_default().into();
+    router.route(
+        "/openapi.json",
+        get(move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes;
+
+    #[test]
+    fn the_document_is_what_users_were_given() {
+        let mut document = base().merge(routes::documented()).into_openapi();
+        document.info.version = "(of the release)".to_owned();
+        insta::assert_json_snapshot!(document);
+    }
+}

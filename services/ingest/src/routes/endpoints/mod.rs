@@ -1,0 +1,75 @@
+//! The routes of endpoints, one file each. Every change is known to this pod's directory before it is answered,
+//! and the other pods are told.
+
+pub mod create;
+pub mod delete;
+pub mod end_overlap;
+pub mod get;
+pub mod list;
+pub mod patch;
+pub mod rotate_secret;
+pub mod stats;
+
+/// Bytes of a request about an endpoint at most.
+const BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// Fields of an endpoint in requests, for the documentation: they are read by [`crate::settings`].
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the request in the OpenAPI document")]
+pub struct EndpointRequest {
+    #[schema(min_length = 1, max_length = 255)]
+    name: String,
+    /// http or https; private networks only where the operator allows them.
+    #[schema(max_length = 2048)]
+    url: String,
+    #[serde(flatten)]
+    #[schema(inline)]
+    options: EndpointOptions,
+    /// A secret to move in with, 16 to 256 printable characters; without it one is made.
+    #[schema(min_length = 16, max_length = 256)]
+    signing_secret: Option<String>,
+}
+
+/// A change of an endpoint: what is not there stays.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the request in the OpenAPI document")]
+pub struct EndpointChangeRequest {
+    #[schema(min_length = 1, max_length = 255)]
+    name: Option<String>,
+    #[schema(max_length = 2048)]
+    url: Option<String>,
+    #[serde(flatten)]
+    #[schema(inline)]
+    options: EndpointOptions,
+    /// Inactive endpoints take no events; what waits for them becomes dead letters.
+    is_active: Option<bool>,
+    /// Deliveries to a paused endpoint wait.
+    paused: Option<bool>,
+}
+
+/// What both have.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the request in the OpenAPI document")]
+pub struct EndpointOptions {
+    /// Attempts in all.
+    #[schema(minimum = 1, maximum = 20, default = 5)]
+    max_retries: Option<u32>,
+    #[schema(minimum = 1.0, maximum = 10.0, default = 2.0)]
+    retry_backoff_base: Option<f64>,
+    #[schema(minimum = 60, maximum = 86400, default = 3600)]
+    retry_max_delay_seconds: Option<u32>,
+    /// Explicit delays in seconds, which replace the formula; null goes back to it.
+    #[schema(min_items = 1, max_items = 19)]
+    retry_schedule_seconds: Option<Vec<u32>>,
+    #[schema(minimum = 5, maximum = 120, default = 30)]
+    timeout_seconds: Option<u32>,
+    /// Event types; `order.*` and `order.>` work as in NATS subjects. Empty: all.
+    event_types_filter: Option<Vec<String>>,
+    custom_headers: Option<std::collections::BTreeMap<String, String>>,
+    #[schema(minimum = 1, maximum = 100, default = 5)]
+    circuit_failure_threshold: Option<u32>,
+    #[schema(minimum = 1, maximum = 3600, default = 60)]
+    circuit_window_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 3600, default = 300)]
+    circuit_recovery_seconds: Option<u32>,
+}

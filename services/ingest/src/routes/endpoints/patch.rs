@@ -1,0 +1,81 @@
+//! `PATCH /api/v1/endpoints/{endpoint_id}`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use relay_core::subject::HINT_DUE;
+use relay_store::EndpointChange;
+use relay_runtime::auth::Caller;
+use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
+
+use super::{BODY_BYTES_MAX, EndpointChangeRequest};
+use crate::api::Api;
+use crate::query;
+use crate::refusal::Refusal;
+use crate::routes::body;
+use crate::settings::{self, Settings};
+use crate::shapes::EndpointShape;
+
+/// Change an endpoint
+///
+/// Only the fields that are there are changed; an explicit null changes nothing, but for
+/// `retry_schedule_seconds`, where it goes back to the formula.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/endpoints/{endpoint_id}",
+    tag = "endpoints",
+    operation_id = "change_endpoint",
+    params(("endpoint_id" = uuid::Uuid, Path)),
+    request_body = EndpointChangeRequest,
+    responses(
+        (status = 200, description = "The endpoint as it is now", body = EndpointShape),
+        (status = 404, description = "There is no such endpoint", body = ProblemBody, content_type = "application/problem+json"),
+        CommonProblems,
+        BodyProblems,
+    )
+)]
+pub async fn patch(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    sent: Result<Bytes, BytesRejection>,
+) -> Result<Json<EndpointShape>, Refusal> {
+    let id = query::id("endpoint_id", &id)?;
+    let body = body::json(&headers, sent, BODY_BYTES_MAX)?;
+    let change = change_of(settings::change(&body, &api.policy)?);
+    let tenant = caller.tenant;
+    let is_resumed = change.paused == Some(false);
+    let changed = api.links.store.update_endpoint(&tenant, id, &change).await?;
+    let endpoint = changed.ok_or(Refusal::UnknownEndpoint)?;
+    api.directory_changed(&tenant).await;
+    if is_resumed {
+        // What waits for the endpoint starts at once instead of at the scheduler's next look.
+        api.links.bus.hint(HINT_DUE, Bytes::from(id.to_string())).await;
+    }
+    Ok(Json(EndpointShape::new(&endpoint, api.links.clock.now())))
+}
+
+fn change_of(settings: Settings) -> EndpointChange {
+    let seconds = |given: Option<u32>| given.map(|s| Duration::from_secs(s.into()));
+    EndpointChange {
+        name: settings.name,
+        url: settings.url,
+        filter: settings.event_types_filter,
+        custom_headers: settings.custom_headers,
+        max_retries: settings.max_retries,
+        backoff_base: settings.retry_backoff_base,
+        max_delay_seconds: settings.retry_max_delay_seconds,
+        schedule_seconds: settings.retry_schedule_seconds,
+        timeout: seconds(settings.timeout_seconds),
+        circuit_threshold: settings.circuit_failure_threshold,
+        circuit_window: seconds(settings.circuit_window_seconds),
+        circuit_recovery: seconds(settings.circuit_recovery_seconds),
+        is_active: settings.is_active,
+        paused: settings.paused,
+    }
+}

@@ -1,0 +1,38 @@
+//! The routes of ingest, one file each, and the router that has them all.
+
+mod body;
+pub mod endpoints;
+pub mod events;
+mod health;
+mod stats;
+mod verify;
+
+use axum::extract::DefaultBodyLimit;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::api::Api;
+use crate::config::REQUEST_OVERHEAD_BYTES;
+
+/// All routes of ingest below `/api/v1`, with their part of the OpenAPI document. Can be merged with the routers
+/// of other services.
+pub fn router(api: Api) -> OpenApiRouter {
+    let limit = api.payload_bytes_max + REQUEST_OVERHEAD_BYTES;
+    documented().layer(DefaultBodyLimit::max(limit)).with_state(api)
+}
+
+/// The routes without their state: what the OpenAPI document is made of.
+pub fn documented() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(events::post::post, events::list::list))
+        .routes(routes!(events::get::get))
+        .routes(routes!(events::attempts::attempts))
+        .routes(routes!(endpoints::create::create, endpoints::list::list))
+        .routes(routes!(endpoints::get::get, endpoints::patch::patch, endpoints::delete::delete))
+        .routes(routes!(endpoints::stats::stats))
+        .routes(routes!(endpoints::rotate_secret::rotate_secret))
+        .routes(routes!(endpoints::end_overlap::end_overlap))
+        .routes(routes!(stats::stats))
+        .routes(routes!(health::health))
+        .routes(routes!(verify::verify))
+}

@@ -1,0 +1,105 @@
+//! Ingest as a program of its own: opens its links, serves the interface, ends in order.
+
+use anyhow::Context as _;
+use relay_links::{Addresses, Links};
+use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::flags::{DatabaseFlags, ExposeSecret, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::health::Health;
+use relay_runtime::shutdown::Shutdown;
+use relay_runtime::{http, metrics, pod};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{Config, Ingest, base, with_document};
+
+/// Accepts events and serves the REST interface. Runs in any number.
+///
+/// Examples:
+///   ingest --database-url postgres://… --redis-url redis://… --nats-url nats://ingest:password@…
+///   RELAY_API_KEY_FILE=/run/secrets/api_key ingest --listen 0.0.0.0:8742 …
+#[derive(clap::Parser, Debug)]
+#[command(version, verbatim_doc_comment)]
+pub struct Cli {
+    #[command(flatten)]
+    config: Config,
+    #[command(flatten)]
+    database: DatabaseFlags,
+    #[command(flatten)]
+    redis: RedisFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
+    #[command(flatten)]
+    health: HealthFlags,
+    #[command(flatten)]
+    log: LogFlags,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// It can't start, or a part of it ended by itself.
+pub fn main_with(cli: Cli) -> anyhow::Result<()> {
+    cli.log.init()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let shutdown = Shutdown::default();
+    shutdown.on_signals()?;
+    let key = ApiKey::from_env()?;
+    auth::check_listen(cli.config.listen, &key)?;
+    let measured = metrics::install()?;
+    let pod = pod::name();
+    let addresses = Addresses {
+        database_url: cli.database.url()?.expose_secret().to_owned(),
+        redis_url: cli.redis.url()?.expose_secret().to_owned(),
+        nats_url: cli.nats.url()?.expose_secret().to_owned(),
+    };
+    let listener = bind(cli.config.listen).await?;
+    let health_listener = bind(cli.health.listen(health_port::INGEST)).await?;
+    let soft = shutdown.soft();
+    let Some(links) = Links::connect_without_database(&addresses, "ingest", &pod, &soft).await? else {
+        return Ok(());
+    };
+    links.check_durability().await;
+
+    let body_bytes_max = cli.config.body_bytes_max();
+    let ingest = Ingest::start(cli.config, links.clone()).await?;
+    let routes = with_document(base().merge(ingest.router()));
+    let router = http::layers(auth::protect(routes, key), body_bytes_max);
+
+    let health = Health::new(measured, soft);
+    // Not the database: events are accepted while it is away.
+    let bus = links.bus.clone();
+    health.register("nats", move || {
+        let bus = bus.clone();
+        async move { bus.ping().await.map_err(|e| e.to_string()) }
+    });
+    let clock = links.clock.clone();
+    health.register("clock", move || std::future::ready(clock.check()));
+
+    tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "accepting events");
+    // In the order in which they end: no more requests, then what they handed over, then what all of it used.
+    let interface = shutdown.group("interface");
+    interface.spawn("http", http::serve(listener, router, interface.stop()));
+    let service = shutdown.group("ingest");
+    service.spawn("ingest", ingest.run(service.stop()));
+    let background = shutdown.group("background");
+    background.spawn("health", health.serve(health_listener, background.stop()));
+    background.spawn("links", keep(links, background.stop()));
+    shutdown.finish().await?;
+    Ok(())
+}
+
+async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
+}
+
+async fn keep(links: Links, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    links.run_background(&tasks, &stop);
+    tasks.close();
+    tasks.wait().await;
+}

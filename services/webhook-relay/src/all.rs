@@ -1,0 +1,68 @@
+//! All four services in one process, on one listener. They stop in the order of the flow, so that what the one still
+//! hands on the next one still takes.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use deliverer::Deliverer;
+use dispatcher::Dispatcher;
+use dlq_manager::DlqManager;
+use ingest::Ingest;
+use relay_links::Links;
+use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::http;
+use relay_runtime::shutdown::Shutdown;
+use tokio::net::TcpListener;
+
+/// Settings of the services.
+pub struct Settings {
+    /// Of ingest; its address is the interface's.
+    pub ingest: ingest::Config,
+    /// Of the dispatcher.
+    pub dispatcher: dispatcher::Config,
+    /// Of the deliverer.
+    pub deliverer: deliverer::Config,
+    /// Of the dead-letter manager.
+    pub dlq_manager: dlq_manager::Config,
+    /// The operator's key.
+    pub key: ApiKey,
+}
+
+/// Starts everything; when it returns, the interface is served at the address that it answers. The parts are groups of
+/// `shutdown`: [`Shutdown::finish`] ends them in order.
+pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shutdown) -> anyhow::Result<SocketAddr> {
+    let Settings { ingest, dispatcher, deliverer, dlq_manager, key } = settings;
+    auth::check_listen(ingest.listen, &key)?;
+    let listen = ingest.listen;
+    let body_max = ingest.body_bytes_max();
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let address = listener.local_addr()?;
+    let metrics = relay_runtime::metrics::install()?;
+
+    let dispatcher = Dispatcher::start(dispatcher, links.clone(), pod.to_owned()).await?;
+    links.check_durability().await;
+    let deliverer = Deliverer::start(deliverer, links.clone(), pod.to_owned()).await?;
+    let dlq_manager = DlqManager::start(dlq_manager, links.clone(), pod.to_owned()).await?;
+    let ingest = Ingest::start(ingest, links.clone()).await?;
+    let routes = ingest::base().merge(ingest.router()).merge(dlq_manager.router());
+    let router = auth::protect(ingest::with_document(routes), key);
+    // Probes need no key.
+    let health = links.health(metrics.clone(), shutdown.soft());
+    let router = http::layers(router.merge(health.router()), body_max);
+
+    // In the order in which they end.
+    let interface = shutdown.group("interface");
+    interface.spawn("listener", http::serve(listener, router, interface.stop()));
+    let group = shutdown.group("ingest");
+    group.spawn("work", ingest.run(group.stop()));
+    let group = shutdown.group("dispatcher");
+    group.spawn("work", dispatcher.run(group.stop()));
+    let group = shutdown.group("deliverer");
+    group.spawn("work", deliverer.run(group.stop(), shutdown.hard()));
+    let group = shutdown.group("dlq-manager");
+    group.spawn("work", dlq_manager.run(group.stop()));
+    let group = shutdown.group("background");
+    links.run_background(&group);
+    group.spawn("metrics", metrics.upkeep(group.stop()));
+    Ok(address)
+}

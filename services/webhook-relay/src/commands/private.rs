@@ -1,0 +1,111 @@
+//! Flags and files of the private servers, for the commands that start them.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use relay_links::Addresses;
+use relay_servers::{ServerKind, Servers, ServersConfig, Signal};
+use secrecy::ExposeSecret;
+
+/// How often the servers are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// nats-server is started again when it has been ill for this long: since 2.14 a stream freezes on a disk error until then.
+const ILL_MAX: Duration = Duration::from_secs(10);
+
+/// Where private servers live.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PrivateFlags {
+    /// Directory of the private servers' data, logs and passwords
+    #[arg(long, env = "RELAY_DATA_DIR", default_value = ".relay")]
+    pub data_dir: PathBuf,
+    /// Port of the private PostgreSQL on loopback; 0 = any free port
+    #[arg(long, default_value_t = 54320)]
+    pub postgres_port: u16,
+    /// Port of the private Redis on loopback; 0 = any free port
+    #[arg(long, default_value_t = 63790)]
+    pub redis_port: u16,
+    /// Port of the private nats-server on loopback; 0 = any free port
+    #[arg(long, default_value_t = 42220)]
+    pub nats_port: u16,
+}
+
+impl PrivateFlags {
+    /// Starts these servers. Call it from the main thread, and keep that thread: the servers end with it.
+    pub fn start(&self, kinds: &[ServerKind]) -> anyhow::Result<Servers> {
+        let mut config = ServersConfig::new(&self.data_dir).only(kinds);
+        config.postgres_port = config.postgres_port.map(|_| self.postgres_port);
+        config.redis_port = config.redis_port.map(|_| self.redis_port);
+        config.nats_port = config.nats_port.map(|_| self.nats_port);
+        config.tools_dirs.push(PathBuf::from(".tools"));
+        let beside =
+            std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.parent()?.join(".tools")));
+        config.tools_dirs.extend(beside);
+        let servers = Servers::start(&config)?;
+        for notice in servers.notices() {
+            println!("note: {notice}");
+        }
+        write_private(&self.data_dir.join("up.pid"), &format!("{}\n", std::process::id()))?;
+        Ok(servers)
+    }
+
+    /// Writes the addresses where other processes of the same user find them.
+    pub fn write_addresses(&self, addresses: &Addresses) -> anyhow::Result<PathBuf> {
+        let path = self.data_dir.join("servers.env");
+        let text = format!(
+            "DATABASE_URL={}\nREDIS_URL={}\nNATS_URL={}\n",
+            addresses.database_url.expose_secret(),
+            addresses.redis_url.expose_secret(),
+            addresses.nats_url.expose_secret()
+        );
+        write_private(&path, &text)?;
+        Ok(path)
+    }
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&new)
+        .with_context(|| format!("writing {}", new.display()))?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&new, path).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Looks after the servers on the main thread until `done` says that the services have ended.
+pub fn supervise(servers: &mut Servers, kinds: &[ServerKind], done: &mpsc::Receiver<()>) {
+    let mut ill_since: Option<Instant> = None;
+    while let Err(mpsc::RecvTimeoutError::Timeout) = done.recv_timeout(LOOK) {
+        for kind in kinds {
+            if let Some(status) = servers.exit_status(*kind) {
+                tracing::error!(server = ?kind, %status, log = %servers.log_file(*kind).display(), "a private server ended; starting it again");
+                if let Err(error) = servers.start_server(*kind) {
+                    tracing::error!(server = ?kind, %error, "it can't be started; trying again");
+                }
+            }
+        }
+        if !kinds.contains(&ServerKind::Nats) || servers.check(ServerKind::Nats).is_ok() {
+            ill_since = None;
+            continue;
+        }
+        let since = *ill_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= ILL_MAX {
+            tracing::error!("nats-server reports that it is ill; starting it again");
+            ill_since = None;
+            if let Err(error) = servers
+                .stop_server(ServerKind::Nats, Signal::Terminate)
+                .and_then(|()| servers.start_server(ServerKind::Nats))
+            {
+                tracing::error!(%error, "nats-server can't be started again; trying again");
+            }
+        }
+    }
+}

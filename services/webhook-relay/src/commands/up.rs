@@ -1,0 +1,215 @@
+//! `webhook-relay up`: one command, and webhooks are delivered.
+
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use relay_links::{Addresses, Links};
+use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::flags::{DatabaseFlags, LogFlags, NatsFlags, RedisFlags};
+use relay_runtime::shutdown::Shutdown;
+use relay_servers::{ServerKind, Servers};
+use relay_store::{Store, StoreOptions};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::private::{PrivateFlags, supervise};
+use crate::all::{self, Settings};
+use crate::self_check;
+
+/// Runs everything in one process.
+///
+/// Starts private PostgreSQL, Redis and nats-server on loopback, or uses yours where their URLs are given, migrates,
+/// runs all services with the REST interface on --listen, and sends one event through it all to itself. Deliveries
+/// to 127.0.0.0/8 are allowed, so that you can try it with a receiver on this machine.
+///
+/// Examples:
+///   webhook-relay up
+///   webhook-relay up --listen 127.0.0.1:9000 --data-dir /var/lib/webhook-relay
+///   webhook-relay up --database-url postgres://me@db/relay --redis-url redis://cache --nats-url nats://me:pw@bus
+#[derive(clap::Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    private: PrivateFlags,
+    #[command(flatten)]
+    database: DatabaseFlags,
+    #[command(flatten)]
+    redis: RedisFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
+    #[command(flatten)]
+    ingest: ingest::Config,
+    #[command(flatten)]
+    dispatcher: dispatcher::Config,
+    #[command(flatten)]
+    deliverer: deliverer::Config,
+    #[command(flatten)]
+    dlq_manager: dlq_manager::Config,
+    #[command(flatten)]
+    log: LogFlags,
+}
+
+/// How long an orderly end may take: requests in flight get 30 s.
+const GRACE: Duration = Duration::from_secs(45);
+
+/// Runs the command.
+pub fn run(mut args: Args) -> anyhow::Result<()> {
+    args.log.init()?;
+    // What can be refused is refused before anything is started.
+    let key = ApiKey::from_env()?;
+    auth::check_listen(args.ingest.listen, &key)?;
+    let loopback: IpNet = "127.0.0.0/8".parse().context("a constant")?;
+    if !args.ingest.allow_networks.contains(&loopback) {
+        args.ingest.allow_networks.push(loopback);
+    }
+
+    let given =
+        Given { database: args.database.optional()?, redis: args.redis.optional()?, nats: args.nats.optional()? };
+    let kinds = given.missing();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let shutdown = Shutdown::new(GRACE);
+    {
+        let _entered = runtime.enter();
+        shutdown.on_signals()?;
+    }
+    let started = Instant::now();
+    if !kinds.is_empty() {
+        println!("starting private servers in {}", args.private.data_dir.display());
+    }
+    let mut servers = args.private.start(&kinds)?;
+    let addresses = given.or_private(&servers)?;
+    args.private.write_addresses(&addresses)?;
+    if !kinds.is_empty() {
+        println!("servers are up after {:.1} s", started.elapsed().as_secs_f64());
+    }
+
+    let nats_port = servers.port(ServerKind::Nats);
+    let (sender, done) = mpsc::channel();
+    let work = runtime.spawn(async move {
+        let outcome = serve(args, key, addresses, nats_port, shutdown).await;
+        // The receiver is there until this was sent.
+        let _ = sender.send(());
+        outcome
+    });
+    // This thread stays: the private servers end with it.
+    supervise(&mut servers, &kinds, &done);
+    let outcome = runtime.block_on(work)?;
+    runtime.shutdown_background();
+    servers.stop();
+    if outcome.is_ok() {
+        println!("stopped; the data are in place for the next start");
+    }
+    outcome
+}
+
+/// Addresses that the user gave.
+struct Given {
+    database: Option<SecretString>,
+    redis: Option<SecretString>,
+    nats: Option<SecretString>,
+}
+
+impl Given {
+    /// The servers that must be private ones.
+    fn missing(&self) -> Vec<ServerKind> {
+        [(ServerKind::Postgres, &self.database), (ServerKind::Redis, &self.redis), (ServerKind::Nats, &self.nats)]
+            .into_iter()
+            .filter_map(|(kind, given)| given.is_none().then_some(kind))
+            .collect()
+    }
+
+    fn or_private(self, servers: &Servers) -> anyhow::Result<Addresses> {
+        let or = |given: Option<SecretString>, private: Option<String>| {
+            given.or(private.map(Into::into)).context("a private server that was started has no address")
+        };
+        Ok(Addresses {
+            database_url: or(self.database, servers.database_url())?,
+            redis_url: or(self.redis, servers.redis_url())?,
+            nats_url: or(self.nats, servers.nats_url())?,
+        })
+    }
+}
+
+/// The addresses of private servers.
+pub fn addresses(servers: &Servers) -> anyhow::Result<Addresses> {
+    Given { database: None, redis: None, nats: None }.or_private(servers)
+}
+
+async fn serve(
+    args: Args,
+    key: ApiKey,
+    addresses: Addresses,
+    nats_port: Option<u16>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let pod = relay_runtime::pod::name();
+    let database = addresses.database_url.expose_secret();
+    let migrate = async {
+        let store = Store::connect(database, StoreOptions::new("webhook-relay migrate")).await?;
+        store.migrate().await?;
+        store.close().await;
+        anyhow::Ok(())
+    };
+    migrate.await.context("bringing the schema up to date")?;
+    let Some(links) = Links::connect(&addresses, "webhook-relay", &pod, &shutdown.soft()).await? else { return Ok(()) };
+
+    let state_dir = args.ingest.state_dir.clone().or_else(|| Some(args.private.data_dir.join("state")));
+    let open = key.is_open();
+    let settings = Settings {
+        dispatcher: dispatcher::Config { payload_bytes_max: args.ingest.payload_bytes_max, ..args.dispatcher },
+        deliverer: deliverer::Config { allow_networks: args.ingest.allow_networks.clone(), ..args.deliverer },
+        dlq_manager: dlq_manager::Config { listen: args.ingest.listen, ..args.dlq_manager },
+        ingest: ingest::Config { state_dir, ..args.ingest },
+        key,
+    };
+    let address = all::start(settings, &links, &pod, &shutdown).await?;
+    let soft = shutdown.soft();
+    let check = async {
+        match soft.run_until_cancelled(self_check::run(&links)).await {
+            Some(Ok(took)) => {
+                println!("self-check: accepted -> delivered and verified in {:.1} ms", took.as_secs_f64() * 1000.0);
+                welcome(address, nats_port, open);
+            }
+            Some(Err(error)) => tracing::error!("the self-check failed: {error:#}"),
+            None => {}
+        }
+    };
+    let (outcome, ()) = tokio::join!(shutdown.finish(), check);
+    Ok(outcome?)
+}
+
+/// Says where everything is, and how to begin.
+fn welcome(address: SocketAddr, nats_port: Option<u16>, open: bool) {
+    let key = if open { "" } else { " \\\n    -H \"Authorization: Bearer $RELAY_API_KEY\"" };
+    println!(
+        "
+WebhookRelay is up.
+  interface   http://{address}/api/v1      (document: http://{address}/openapi.json)
+  health      http://{address}/health/ready
+  metrics     http://{address}/metrics"
+    );
+    if let Some(port) = nats_port {
+        println!("  NATS        nats://127.0.0.1:{port}          publish on relay.events.default.<event type>");
+    }
+    if open {
+        println!("  access      open to this machine, without a key");
+    }
+    println!("  networks    deliveries to 127.0.0.0/8 are allowed (other private networks: --allow-network)");
+    println!(
+        "
+Try it: start a receiver with  python3 examples/receiver.py 9000  and then
+
+  curl -s -X POST http://{address}/api/v1/endpoints{key} \\
+    -H 'Content-Type: application/json' \\
+    -d '{{\"name\": \"My Service\", \"url\": \"http://127.0.0.1:9000/hooks\"}}'
+
+  curl -s -X POST http://{address}/api/v1/events{key} \\
+    -H 'Content-Type: application/json' \\
+    -d '{{\"event_type\": \"order.created\", \"payload\": {{\"order_id\": 42, \"total\": 99.99}}}}'
+
+Ctrl-C stops everything; the next start finds the data again."
+    );
+}

@@ -1,0 +1,60 @@
+//! `webhook-relay`: the command line, and all four services in one process.
+
+mod all;
+mod commands;
+mod self_check;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Self-hosted webhook delivery.
+///
+/// Examples:
+///   webhook-relay up                                   everything, with private servers below .relay/
+///   webhook-relay up --database-url … --redis-url … --nats-url …
+///   webhook-relay migrate --database-url postgres://…  brings the schema up to date
+#[derive(Parser, Debug)]
+#[command(version, verbatim_doc_comment, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Runs everything in one process: private servers (or yours), migrations, all services
+    Up(Box<commands::up::Args>),
+    /// Runs the private servers alone, for services that run as processes of their own
+    Servers(commands::servers::Args),
+    /// Brings the database schema up to date
+    Migrate(commands::migrate::Args),
+    /// Runs the REST interface for events and endpoints alone
+    Ingest(Box<ingest::Cli>),
+    /// Runs a dispatcher alone: matching, fan-out, scheduling
+    Dispatcher(Box<dispatcher::Cli>),
+    /// Runs a deliverer alone: signing and sending
+    Deliverer(Box<deliverer::Cli>),
+    /// Runs the dead-letter manager alone
+    DlqManager(Box<dlq_manager::Cli>),
+}
+
+fn main() -> ExitCode {
+    // Not #[tokio::main]: the child servers must be started from the main thread (see relay-servers).
+    let done = match Cli::parse().command {
+        Command::Up(args) => commands::up::run(*args),
+        Command::Servers(args) => commands::servers::run(args),
+        Command::Migrate(args) => commands::migrate::run(args),
+        Command::Ingest(cli) => ingest::main_with(*cli),
+        Command::Dispatcher(cli) => dispatcher::main_with(*cli),
+        Command::Deliverer(cli) => deliverer::main_with(*cli),
+        Command::DlqManager(cli) => dlq_manager::main_with(*cli),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("webhook-relay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

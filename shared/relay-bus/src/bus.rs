@@ -1,0 +1,125 @@
+//! The handle that services hold: two connections (publishing and consuming, so that neither delays the other) and
+//! the background tasks, which end with the last handle.
+
+use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use async_nats::Client;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::connect::{Address, BusOptions, Connection};
+use crate::disruption::Disruption;
+use crate::error::BusError;
+use crate::history::Sample;
+use crate::letters::{self, LetterHint};
+use crate::replies::Replies;
+use crate::topology::Topology;
+use crate::{advisory, api};
+
+/// A connection to NATS with everything the services do there. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus(Arc<Inner>);
+
+/// What all clones share.
+pub struct Inner {
+    pub(crate) publishing: Connection,
+    pub(crate) consuming: Connection,
+    pub(crate) replies: Replies,
+    pub(crate) disruption: Arc<Disruption>,
+    pub(crate) topology: Mutex<Topology>,
+    pub(crate) declaring: tokio::sync::Mutex<Option<Instant>>,
+    /// Start of every message id of this process on JOBS.
+    pub(crate) nonce: String,
+    pub(crate) published_jobs: AtomicU64,
+    pub(crate) letters: mpsc::Sender<LetterHint>,
+    pub(crate) letters_dropped: Arc<AtomicU64>,
+    pub(crate) history: Mutex<VecDeque<Sample>>,
+    _stop: DropGuard,
+}
+
+impl Deref for Bus {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Inner {
+    /// The client for questions to JetStream.
+    pub(crate) fn api(&self) -> &Client {
+        &self.consuming.client
+    }
+}
+
+impl Bus {
+    /// Connects, twice. Afterwards lost connections are made again for ever in the background.
+    ///
+    /// # Errors
+    /// The URL is not valid, or no server can be reached now.
+    pub async fn connect(options: BusOptions) -> Result<Self, BusError> {
+        let address = Address::parse(&options.url)?;
+        let disruption = Arc::new(Disruption::new());
+        let (to_publish, to_consume) = (format!("{} publishing", options.name), format!("{} consuming", options.name));
+        let (publishing, consuming) = tokio::try_join!(
+            Connection::open(&address, &to_publish, &disruption),
+            Connection::open(&address, &to_consume, &disruption),
+        )?;
+        let stop = CancellationToken::new();
+        let replies = Replies::start(&publishing, stop.clone()).await?;
+        tokio::spawn(advisory::watch_leaders(consuming.client.clone(), Arc::clone(&disruption), stop.clone()));
+        let (letters, queue) = mpsc::channel(letters::QUEUE_MAX);
+        let letters_dropped = Arc::new(AtomicU64::new(0));
+        let bus = Self(Arc::new(Inner {
+            publishing,
+            consuming,
+            replies,
+            disruption,
+            topology: Mutex::new(Topology::default()),
+            declaring: tokio::sync::Mutex::new(None),
+            nonce: format!("{:016x}", rand::random::<u64>()),
+            published_jobs: AtomicU64::new(0),
+            letters,
+            letters_dropped,
+            history: Mutex::new(VecDeque::new()),
+            _stop: stop.drop_guard(),
+        }));
+        tokio::spawn(letters::publish_queued(Arc::downgrade(&bus.0), queue));
+        Ok(bus)
+    }
+
+    /// A handle made of what a background task kept.
+    pub(crate) fn of(inner: Arc<Inner>) -> Self {
+        Self(inner)
+    }
+
+    /// Asks JetStream for a sign of life.
+    ///
+    /// # Errors
+    /// No answer in 5 s, or JetStream is not enabled.
+    pub async fn ping(&self) -> Result<(), BusError> {
+        api::ask(self.api(), "INFO", &json!({})).await.map(drop)
+    }
+
+    /// The time of the last change after which deliveries may have gone to others or acknowledged ones may come
+    /// back as new: a connection, a pull, a consumer's leader. Connecting counts.
+    pub fn disruption(&self) -> watch::Receiver<Instant> {
+        self.disruption.subscribe()
+    }
+
+    /// Publishes a hint on core NATS: nobody may get it.
+    pub async fn hint(&self, subject: &str, body: Bytes) {
+        // While there is no connection it would only queue, and be stale when it leaves.
+        if self.publishing.link.borrow().up
+            && let Err(error) = self.publishing.client.publish(subject.to_owned(), body).await
+        {
+            tracing::debug!(subject, %error, "hint not published");
+        }
+    }
+}

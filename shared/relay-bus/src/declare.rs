@@ -1,0 +1,103 @@
+//! Making what is missing, comparing what is there, deleting nothing. At start by [`Bus::declare`], at run time
+//! by publishers and pullers that find no stream or consumer.
+
+use std::time::Duration;
+
+use async_nats::Client;
+use relay_core::subject::EVENTS_STREAM;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::{self, CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_EXISTS, STREAM_NOT_FOUND};
+use crate::bus::Bus;
+use crate::error::BusError;
+use crate::topology::{Topology, differences};
+
+/// Somebody of this process declared so recently that it needn't be done again.
+const RECENT: Duration = Duration::from_millis(200);
+
+impl Bus {
+    /// Makes the streams and consumers that are missing, and logs how existing ones differ from what is wanted.
+    ///
+    /// # Errors
+    /// NATS doesn't answer, or refuses to make one of them.
+    pub async fn declare(&self, topology: &Topology) -> Result<(), BusError> {
+        *self.topology.lock().expect("no code panics while it holds this lock") = *topology;
+        let mut last = self.declaring.lock().await;
+        declare_all(self.api(), topology).await?;
+        *last = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Declares again what was declared last (or the defaults), at most one call at a time.
+    pub(crate) async fn declare_again(&self) -> Result<(), BusError> {
+        let topology = *self.topology.lock().expect("no code panics while it holds this lock");
+        let mut last = self.declaring.lock().await;
+        if last.is_some_and(|at| at.elapsed() < RECENT) {
+            return Ok(());
+        }
+        declare_all(self.api(), &topology).await?;
+        *last = Some(Instant::now());
+        Ok(())
+    }
+}
+
+async fn declare_all(client: &Client, topology: &Topology) -> Result<(), BusError> {
+    for wanted in topology.streams() {
+        let name = wanted["name"].as_str().unwrap_or_default();
+        let created = ("STREAM.CREATE", wanted.clone(), STREAM_EXISTS);
+        let there = ensure(client, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND, name, created).await?;
+        compare(name, &wanted, &there["config"]);
+        if name == EVENTS_STREAM && !is_window_zero(&there) {
+            tracing::error!(
+                "stream EVENTS drops messages by their Nats-Msg-Id, whatever their tenant: accepted events may be \
+                 lost. It needs duplicate_window 0, which takes nats-server 2.14 or newer"
+            );
+        }
+    }
+    for (stream, wanted) in topology.consumers() {
+        let name = wanted["name"].as_str().unwrap_or_default();
+        let filter = wanted["filter_subject"].as_str().map_or(String::new(), |f| format!(".{f}"));
+        let path = format!("{stream}.{name}{filter}");
+        let body = json!({ "stream_name": stream, "config": wanted, "action": "create" });
+        let info = format!("CONSUMER.INFO.{stream}.{name}");
+        let there =
+            ensure(client, &info, CONSUMER_NOT_FOUND, &path, ("CONSUMER.CREATE", body, CONSUMER_EXISTS)).await?;
+        compare(name, &wanted, &there["config"]);
+    }
+    Ok(())
+}
+
+/// What is there, or what was made because it was missing. Another process may make it at the same time.
+async fn ensure(
+    client: &Client,
+    info: &str,
+    missing: u64,
+    path: &str,
+    (create, body, exists): (&str, Value, u64),
+) -> Result<Value, BusError> {
+    match api::ask(client, info, &json!({})).await {
+        Err(error) if error.code() == Some(missing) => {}
+        other => return other,
+    }
+    match api::ask(client, &format!("{create}.{path}"), &body).await {
+        Ok(there) => {
+            tracing::info!("declared {path}");
+            Ok(there)
+        }
+        Err(error) if error.code() == Some(exists) => api::ask(client, info, &json!({})).await,
+        Err(error) => Err(error),
+    }
+}
+
+fn compare(name: &str, wanted: &Value, there: &Value) {
+    let differences = differences(wanted, there);
+    if !differences.is_empty() {
+        tracing::warn!(name, differences = differences.join("; "), "NATS has it otherwise; left as it is");
+    }
+}
+
+/// Whether a stream's information shows that it doesn't de-duplicate.
+pub(crate) fn is_window_zero(info: &Value) -> bool {
+    info["config"]["duplicate_window"].as_u64().unwrap_or_default() == 0
+}

@@ -1,0 +1,194 @@
+//! What one seed is about: how much of everything, which faults, and which safety is switched off.
+
+use super::world::Dice;
+
+/// One safety switched off: each must make some seed fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mutation {
+    /// EVENTS acked before the dispatch statement commits.
+    AckEventsBeforeCommit,
+    /// JOBS acked before the result is on record.
+    AckJobsBeforeRecord,
+    /// A row with a job out is never due by itself.
+    NoLease,
+    /// Suspect jobs are sent without a check.
+    NoSuspectCheck,
+    /// The check looks whether the row is still the job's, and doesn't take it.
+    CheckDoesNotTake,
+    /// A result changes the row whatever claim it has.
+    NoClaimGuard,
+    /// A result changes the row however many attempts it has.
+    NoAttemptsGuard,
+    /// A 2xx counts only while the claim is its own.
+    SuccessGuardedByClaim,
+    /// Results and events are not folded before their statements.
+    NoFold,
+    /// A 2xx that matched nothing is not run again.
+    NoRerun,
+    /// Events are matched with any directory version.
+    NoVersionFence,
+    /// A second publish isn't marked, and JOBS doesn't de-duplicate.
+    NoDeduplication,
+    /// Lapsed leases are claimed at once after an outage.
+    NoGrace,
+    /// The age of a job counts from when the pod got it.
+    AgeFromMessage,
+    /// A job of a newer claim is acked with the older one that the pod works on.
+    AckNewerCopy,
+    /// A check whose answer comes late counts as fresh.
+    LateCheckCounts,
+}
+
+impl Mutation {
+    pub const ALL: [Self; 16] = [
+        Self::AckEventsBeforeCommit,
+        Self::AckJobsBeforeRecord,
+        Self::NoLease,
+        Self::NoSuspectCheck,
+        Self::CheckDoesNotTake,
+        Self::NoClaimGuard,
+        Self::NoAttemptsGuard,
+        Self::SuccessGuardedByClaim,
+        Self::NoFold,
+        Self::NoRerun,
+        Self::NoVersionFence,
+        Self::NoDeduplication,
+        Self::NoGrace,
+        Self::AgeFromMessage,
+        Self::AckNewerCopy,
+        Self::LateCheckCounts,
+    ];
+}
+
+/// What goes wrong at a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    KillDispatcher,
+    StallDispatcher,
+    KillPod,
+    StallPod,
+    StopPod,
+    KillNats,
+    /// Another server leads the streams: the connections stay, the last acks are forgotten.
+    Failover,
+    DeleteJobs,
+    KillPostgres,
+    Replay,
+    Resend,
+    Discard,
+    Deactivate,
+    Pause,
+    CreateEndpoint,
+}
+
+const FAULTS: [Fault; 15] = [
+    Fault::KillDispatcher,
+    Fault::StallDispatcher,
+    Fault::KillPod,
+    Fault::StallPod,
+    Fault::StopPod,
+    Fault::KillNats,
+    Fault::Failover,
+    Fault::DeleteJobs,
+    Fault::KillPostgres,
+    Fault::Replay,
+    Fault::Resend,
+    Fault::Discard,
+    Fault::Deactivate,
+    Fault::Pause,
+    Fault::CreateEndpoint,
+];
+
+/// What goes wrong with every message or statement, by chance.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Chances {
+    pub events_ack_lost: f64,
+    pub jobs_ack_lost: f64,
+    /// A statement's answer doesn't come; it may have committed.
+    pub commit_unknown: f64,
+    pub publish_unknown: f64,
+    pub answer_lost: f64,
+    pub published_twice: f64,
+}
+
+impl Chances {
+    fn any(&self) -> bool {
+        self.events_ack_lost
+            + self.jobs_ack_lost
+            + self.commit_unknown
+            + self.publish_unknown
+            + self.answer_lost
+            + self.published_twice
+            > 0.0
+    }
+}
+
+/// One seed's setting.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub mutation: Option<Mutation>,
+    pub dispatchers: usize,
+    pub pods: usize,
+    pub endpoints: usize,
+    pub bundles: usize,
+    pub chances: Chances,
+    /// Both schedulers believe that they lead.
+    pub two_leaders: bool,
+    /// Statements overlap: what one saw at its begin may have moved when it changes rows.
+    pub slow_statements: bool,
+    /// When and what.
+    pub faults: Vec<(u64, Fault)>,
+    /// Share of deliveries that the dispatcher holds.
+    pub held: f64,
+}
+
+impl Setup {
+    pub fn draw(dice: &mut Dice, mutation: Option<Mutation>) -> Self {
+        let mut chances = Chances::default();
+        let mut faults = Vec::new();
+        let mut two_leaders = false;
+        // One in twelve has no faults, a third one or two kinds, the rest a mixture.
+        let kinds = match dice.range(0, 11) {
+            0 => 0,
+            1..=4 => dice.range(1, 2),
+            _ => dice.range(3, 8),
+        };
+        for _ in 0..kinds {
+            let p = 0.02 + 0.2 * dice.unit();
+            match dice.range(0, 21) {
+                n @ 0..=14 => {
+                    for _ in 0..dice.range(1, 3) {
+                        let at = dice.range(200, super::world::FAULTS_UNTIL_MS - 1000);
+                        // Half of them while most events are on their way.
+                        let at = if dice.chance(0.5) { at } else { at % 25_000 + 200 };
+                        faults.push((at, FAULTS[n as usize]));
+                    }
+                }
+                15 => chances.events_ack_lost = p,
+                16 => chances.jobs_ack_lost = p,
+                17 => chances.commit_unknown = p,
+                18 => chances.publish_unknown = p,
+                19 => chances.answer_lost = p,
+                20 => chances.published_twice = p,
+                _ => two_leaders = true,
+            }
+        }
+        Self {
+            mutation,
+            dispatchers: dice.range(1, 2) as usize,
+            pods: dice.range(1, 3) as usize,
+            endpoints: dice.range(1, 4) as usize,
+            bundles: dice.range(3, 14) as usize,
+            chances,
+            two_leaders,
+            slow_statements: dice.chance(0.5),
+            faults,
+            held: if dice.chance(0.3) { 0.3 } else { 0.0 },
+        }
+    }
+
+    /// Nothing goes wrong, and no operator acts.
+    pub fn is_calm(&self) -> bool {
+        self.faults.is_empty() && !self.chances.any() && !self.two_leaders
+    }
+}

@@ -1,0 +1,188 @@
+//! Flags that several services share: groups for `#[command(flatten)]`. Every flag can come from the environment;
+//! what holds a password can come from a file too (`NAME_FILE`), as container platforms hand secrets over.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+pub use secrecy::{ExposeSecret, SecretString};
+
+use crate::telemetry::{self, LogFormat, TelemetryError};
+
+/// Why a setting can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FlagError {
+    /// Neither given, nor in the environment, nor in a file.
+    #[error("{flag} is needed (or {env}, or {env}_FILE with the name of a file that holds it)")]
+    Missing {
+        /// The flag.
+        flag: &'static str,
+        /// Its variable.
+        env: &'static str,
+    },
+    /// The file that should hold a secret can't be read.
+    #[error("{env}_FILE: {file}: {why}")]
+    File {
+        /// The variable without `_FILE`.
+        env: String,
+        /// The file.
+        file: String,
+        /// The error.
+        why: std::io::Error,
+    },
+}
+
+/// The secret in variable `name`, else in the file that `<name>_FILE` names. White space around it is no part of
+/// it; an empty one counts as not given.
+#[expect(clippy::disallowed_methods, reason = "clap has no NAME_FILE; --help names these variables in its texts")]
+pub fn secret_from(name: &str) -> Result<Option<SecretString>, FlagError> {
+    secret_of(name, |variable| std::env::var(variable).ok())
+}
+
+fn secret_of(name: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Option<SecretString>, FlagError> {
+    let some = |text: String| Some(text.trim().to_owned()).filter(|t| !t.is_empty()).map(SecretString::from);
+    if let Some(secret) = variable(name).and_then(some) {
+        return Ok(Some(secret));
+    }
+    let Some(file) = variable(&format!("{name}_FILE")).filter(|file| !file.is_empty()) else { return Ok(None) };
+    let text = std::fs::read_to_string(&file).map_err(|why| FlagError::File { env: name.to_owned(), file, why })?;
+    Ok(some(text))
+}
+
+macro_rules! server {
+    ($(#[$doc:meta])* $name:ident, $field:ident, $flag:literal, $env:literal, $help:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, clap::Args)]
+        pub struct $name {
+            #[doc = $help]
+            #[arg(long, value_name = "URL")]
+            pub $field: Option<SecretString>,
+        }
+
+        impl $name {
+            /// The address, with its password, where one is given at all.
+            pub fn optional(&self) -> Result<Option<SecretString>, FlagError> {
+                match &self.$field {
+                    Some(url) => Ok(Some(url.clone())),
+                    None => secret_from($env),
+                }
+            }
+
+            /// The address, with its password.
+            pub fn url(&self) -> Result<SecretString, FlagError> {
+                self.optional()?.ok_or(FlagError::Missing { flag: $flag, env: $env })
+            }
+        }
+    };
+}
+
+server!(
+    /// Where Postgres is.
+    DatabaseFlags, database_url, "--database-url", "DATABASE_URL",
+    "Postgres, e.g. postgres://relay:…@localhost:5432/relay [env: DATABASE_URL or DATABASE_URL_FILE]"
+);
+server!(
+    /// Where Redis is.
+    RedisFlags, redis_url, "--redis-url", "REDIS_URL",
+    "Redis, e.g. redis://localhost:6379/0 [env: REDIS_URL or REDIS_URL_FILE]"
+);
+server!(
+    /// Where NATS is.
+    NatsFlags, nats_url, "--nats-url", "NATS_URL",
+    "NATS, e.g. nats://user:…@localhost:4222 [env: NATS_URL or NATS_URL_FILE]"
+);
+
+/// Default ports of the health listeners, so that all services can run on one machine.
+pub mod health_port {
+    /// Of ingest.
+    pub const INGEST: u16 = 9101;
+    /// Of a dispatcher.
+    pub const DISPATCHER: u16 = 9102;
+    /// Of a deliverer.
+    pub const DELIVERER: u16 = 9103;
+    /// Of the dead-letter manager.
+    pub const DLQ_MANAGER: u16 = 9104;
+}
+
+/// Where health and metrics are shown.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct HealthFlags {
+    /// Address of /health/live, /health/ready and /metrics; port 0 takes a free one [default: 127.0.0.1 and a port
+    /// of the service's own: ingest 9101, dispatcher 9102, deliverer 9103, dlq-manager 9104]
+    #[arg(long, env = "RELAY_HEALTH_LISTEN", value_name = "ADDRESS")]
+    pub health_listen: Option<SocketAddr>,
+}
+
+impl HealthFlags {
+    /// The address; `port` is the service's own default, of [`health_port`].
+    pub fn listen(&self, port: u16) -> SocketAddr {
+        self.health_listen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into())
+    }
+}
+
+/// How much is logged, and how it looks.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LogFlags {
+    /// Level (error, warn, info, debug, trace, off) or a list such as warn,dispatcher=debug
+    #[arg(long, env = "RELAY_LOG", default_value = "info", value_name = "FILTER")]
+    pub log_level: String,
+    /// Look of the log lines on standard error
+    #[arg(long, env = "RELAY_LOG_FORMAT", default_value = "pretty", value_enum)]
+    pub log_format: LogFormat,
+    /// Log errors only
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+impl LogFlags {
+    /// Begins logging as asked.
+    pub fn init(&self) -> Result<(), TelemetryError> {
+        telemetry::init(self.log_format, if self.quiet { "error" } else { &self.log_level })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        database: DatabaseFlags,
+        #[command(flatten)]
+        redis: RedisFlags,
+        #[command(flatten)]
+        nats: NatsFlags,
+        #[command(flatten)]
+        health: HealthFlags,
+        #[command(flatten)]
+        log: LogFlags,
+    }
+
+    #[test]
+    fn the_groups_fit_together() {
+        Cli::command().debug_assert();
+        let cli = Cli::parse_from(["x", "--database-url", "postgres://a:b@c/d", "--log-format", "json", "-q"]);
+        assert_eq!(cli.database.url().unwrap().expose_secret(), "postgres://a:b@c/d");
+        assert!(!format!("{:?}", cli.database).contains("a:b"));
+        assert_eq!(cli.health.listen(health_port::INGEST).port(), 9101);
+        assert_eq!(cli.log.log_format, LogFormat::Json);
+        assert!(cli.redis.redis_url.is_none() && cli.nats.nats_url.is_none());
+    }
+
+    #[test]
+    fn secrets_come_from_the_variable_or_a_file() {
+        let file = std::env::temp_dir().join(format!("relay-flags-{}", crate::pod::name()));
+        std::fs::write(&file, "from file\n").unwrap();
+        let path = file.to_str().unwrap().to_owned();
+        let get = |value: Option<&str>, file: Option<&str>| {
+            let (value, file) = (value.map(str::to_owned), file.map(str::to_owned));
+            secret_of("KEY", |name| if name == "KEY" { value.clone() } else { file.clone() })
+                .map(|s| s.map(|s| s.expose_secret().to_owned()))
+        };
+        assert_eq!(get(Some(" direct "), Some(&path)).unwrap().unwrap(), "direct");
+        assert_eq!(get(Some(""), Some(&path)).unwrap().unwrap(), "from file");
+        assert_eq!(get(None, None).unwrap(), None);
+        assert!(get(None, Some("/no/such/file")).unwrap_err().to_string().contains("KEY_FILE"));
+        std::fs::remove_file(file).unwrap();
+    }
+}

@@ -1,0 +1,83 @@
+//! What is written down about every request: its id, how long it took, one log line, one measurement.
+//!
+//! The log line says `method, path, status, ms, request_id`: at `warn` for our own faults, at `info` for refusals, at
+//! `debug` for the rest. Queries and headers are not in it: they may hold secrets.
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tokio::time::Instant;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time-ms");
+/// The longest id that is taken from a client.
+const REQUEST_ID_CHARS_MAX: usize = 128;
+
+/// The id of a request, in its extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(pub HeaderValue);
+
+pub(super) async fn observe(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request.headers().get(&REQUEST_ID).filter(|id| is_harmless(id)).cloned().unwrap_or_else(fresh_id);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+
+    let mut response = next.run(request).await;
+
+    let took = started.elapsed();
+    let status = response.status().as_u16();
+    let ms = took.as_secs_f64() * 1000.0;
+    let shown = id.to_str().unwrap_or_default();
+    match status {
+        500.. => tracing::warn!(%method, path, status, ms, request_id = shown, "request failed"),
+        400..500 => tracing::info!(%method, path, status, ms, request_id = shown, "request refused"),
+        _ => tracing::debug!(%method, path, status, ms, request_id = shown, "request"),
+    }
+    // By route, not by path: the number of series stays bounded.
+    let route = route.as_ref().map_or("none", MatchedPath::as_str).to_owned();
+    metrics::histogram!("relay_http_request_seconds", "method" => method_label(&method), "route" => route, "status" => class(status))
+        .record(took.as_secs_f64());
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    if let Ok(value) = HeaderValue::try_from(format!("{ms:.2}")) {
+        headers.insert(RESPONSE_TIME, value);
+    }
+    response
+}
+
+/// Methods come from clients: those we don't know share one label.
+fn method_label(method: &axum::http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PATCH" => "PATCH",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        _ => "other",
+    }
+}
+
+fn class(status: u16) -> &'static str {
+    match status {
+        500.. => "5xx",
+        400.. => "4xx",
+        300.. => "3xx",
+        _ => "2xx",
+    }
+}
+
+/// Whether a client's id can be logged and sent back as it is.
+fn is_harmless(id: &HeaderValue) -> bool {
+    let bytes = id.as_bytes();
+    (1..=REQUEST_ID_CHARS_MAX).contains(&bytes.len())
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(b))
+}
+
+fn fresh_id() -> HeaderValue {
+    let id = uuid::Builder::from_random_bytes(crate::random::bytes16()).into_uuid();
+    HeaderValue::try_from(id.to_string()).expect("a UUID is visible ASCII")
+}

@@ -1,0 +1,132 @@
+//! The server under a router: HTTP/1.1 over TCP, with bounds on what a client can hold.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+/// Connections at once at most; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 16_384;
+/// How long a client may take to send the head of a request; also how long a connection may idle.
+const HEADER_READ_MAX: Duration = Duration::from_secs(60);
+/// How long running requests may take to finish once `stop` has fired.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed for want of files or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves `router` until `stop` fires; then takes no more connections, lets running requests finish, for
+/// [`DRAIN_MAX`] at most, and closes the rest.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    loop {
+        // The permit comes first: without room nothing is accepted.
+        let accepted = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (router, stop, cut) = (router.clone(), stop.clone(), cut.clone());
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = converse(stream, router, stop) => {}
+                        () = cut.cancelled() => {}
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection can't be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(DRAIN_MAX, connections.wait()).await.is_err() {
+        tracing::warn!("{} connections did not finish and are cut", connections.len());
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// One connection, from the first request to the last.
+async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
+    // Small answers go out at once instead of waiting for the client's acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let router = router.clone();
+        async move { router.oneshot(request.map(Body::new)).await as Result<_, Infallible> }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_running_request_is_finished_when_it_stops() {
+        let (entered, leave) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+        let (inside, outside) = (entered.clone(), leave.clone());
+        let router = Router::new().route(
+            "/",
+            get(async move || {
+                inside.notify_one();
+                outside.notified().await;
+                "done"
+            }),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, router, stop.clone()));
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        entered.notified().await;
+        stop.cancel();
+        leave.notify_one();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
+        assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0, "idle connections are closed");
+        server.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! The private nats-server: configuration from the project's `nats/` directory, passwords through its environment.
+
+use std::path::{Path, PathBuf};
+use std::{collections::BTreeMap, fs};
+
+use crate::ServerKind;
+use crate::error::ServersError;
+use crate::process::{Recipe, Signal};
+use crate::tools;
+
+/// Users of `accounts.conf`: one a service, `relay` for all four in one process, `producer` for programs that send events
+/// of tenant `default`.
+pub const USERS: [&str; 6] = ["ingest", "dispatcher", "deliverer", "dlq-manager", "relay", "producer"];
+
+const CONF: &str = include_str!("../../../nats/up.conf");
+const ACCOUNTS: &str = include_str!("../../../nats/accounts.conf");
+
+/// The directory of configuration and streams.
+pub(crate) fn dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("nats")
+}
+
+/// Writes the configuration and says how to start the server.
+pub(crate) fn prepare(
+    data_dir: &Path,
+    tools_dirs: &[PathBuf],
+    port: u16,
+    monitor_port: u16,
+    passwords: &BTreeMap<String, String>,
+) -> Result<Recipe, ServersError> {
+    let program = tools::find("nats-server", tools_dirs).ok_or_else(|| ServersError::MissingProgram {
+        program: "nats-server",
+        searched: tools::searched(tools_dirs, ""),
+        hint: "`make build` puts the pinned version into .tools/, or give --nats-url",
+    })?;
+    let dir = dir(data_dir);
+    fs::create_dir_all(&dir).map_err(ServersError::io("make", &dir))?;
+    let conf = dir.join("up.conf");
+    write(&conf, &configuration(port, monitor_port, &dir.join("streams")))?;
+    write(&dir.join("accounts.conf"), ACCOUNTS)?;
+    Ok(Recipe {
+        kind: ServerKind::Nats,
+        program,
+        args: vec!["-c".to_owned(), conf.to_string_lossy().into_owned()],
+        env: passwords.iter().map(|(user, password)| (variable(user), password.clone())).collect(),
+        user: None,
+        end: Signal::Terminate,
+        log: data_dir.join("logs/nats.log"),
+        pid_file: data_dir.join("run/nats.pid"),
+    })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), ServersError> {
+    fs::write(path, text).map_err(ServersError::io("write", path))
+}
+
+fn configuration(port: u16, monitor_port: u16, store_dir: &Path) -> String {
+    let quoted = store_dir.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    CONF.replace("{{port}}", &port.to_string())
+        .replace("{{monitor_port}}", &monitor_port.to_string())
+        .replace("{{store_dir}}", &quoted)
+}
+
+/// The environment variable that `accounts.conf` reads a user's password from.
+fn variable(user: &str) -> String {
+    format!("RELAY_NATS_{}_PASSWORD", user.to_uppercase().replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_holder_is_filled_and_every_password_has_a_user() {
+        let text = configuration(42_220, 8_222, Path::new("/data/nats \"x\""));
+        let directives = text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        assert!(!directives.contains("{{"), "{directives}");
+        assert!(directives.contains("sync_interval: always"));
+        assert!(directives.contains(r#"store_dir: "/data/nats \"x\"""#), "{directives}");
+        for user in USERS {
+            assert!(ACCOUNTS.contains(&format!("user: {user}, password: ${}", variable(user))), "{user}");
+        }
+        assert_eq!(ACCOUNTS.matches("password: $").count(), USERS.len());
+    }
+
+    #[test]
+    fn anonymous_clients_exist_on_loopback_only() {
+        assert!(CONF.contains("no_auth_user") && CONF.contains("listen: \"127.0.0.1:"));
+        let compose = include_str!("../../../nats/compose.conf");
+        assert!(!compose.contains("no_auth_user") && !ACCOUNTS.contains("no_auth_user"));
+    }
+}

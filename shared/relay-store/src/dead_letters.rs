@@ -1,0 +1,255 @@
+//! Reading dead letters: one, or a list of those that match a filter, newest first. Called by the DLQ manager.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use relay_core::delivery::DeadReason;
+use relay_core::ids::{DeadLetterId, EndpointId, EventId, TenantId};
+use relay_core::page::Cursor;
+use uuid::Uuid;
+
+use crate::connect::Store;
+use crate::error::StoreError;
+use crate::window::{Listed, TOTAL_MAX, Window};
+
+/// What became of a dead letter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LetterState {
+    /// Waits for somebody.
+    Open,
+    /// Its delivery was opened again.
+    Replayed,
+    /// Its delivery was delivered after all.
+    Resolved,
+    /// Discarded by an operator.
+    Discarded,
+}
+
+impl LetterState {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Replayed => "replayed",
+            Self::Resolved => "resolved",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// From its text.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Open, Self::Replayed, Self::Resolved, Self::Discarded].into_iter().find(|s| s.as_str() == text)
+    }
+}
+
+/// Which letters are meant.
+#[derive(Clone, Debug, Default)]
+pub struct LetterFilter {
+    /// Of this endpoint.
+    pub endpoint: Option<EndpointId>,
+    /// Of this event type.
+    pub event_type: Option<String>,
+    /// For this reason.
+    pub reason: Option<DeadReason>,
+    /// In this state; `None`: all but resolved and discarded ones.
+    pub state: Option<LetterState>,
+    /// Dead-lettered after this time.
+    pub after: Option<DateTime<Utc>>,
+    /// Dead-lettered before this time.
+    pub before: Option<DateTime<Utc>>,
+}
+
+/// A dead letter.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// Its identity.
+    pub id: DeadLetterId,
+    /// The event; of a message that never became one, the letter's own id.
+    pub event: EventId,
+    /// The endpoint; `None` for a message that never became an event.
+    pub endpoint: Option<EndpointId>,
+    /// Whose it is.
+    pub tenant: Option<TenantId>,
+    /// Its type, where it was known.
+    pub event_type: Option<String>,
+    /// What became of it.
+    pub state: LetterState,
+    /// Why it is here.
+    pub reason: DeadReason,
+    /// Why, in words.
+    pub error: Option<String>,
+    /// The last answer's status.
+    pub last_status: Option<u16>,
+    /// Attempts made.
+    pub attempts: i32,
+    /// How often it was replayed.
+    pub replay_count: i32,
+    /// When it was last replayed.
+    pub replayed_at: Option<DateTime<Utc>>,
+    /// When it came here (last).
+    pub dead_lettered_at: DateTime<Utc>,
+    /// The payload: the event's, or the letter's own copy.
+    pub payload: Option<Bytes>,
+    /// The subject, of a message that never became an event.
+    pub subject: Option<Bytes>,
+}
+
+struct Row {
+    event_id: Uuid,
+    endpoint_id: Uuid,
+    id: Uuid,
+    tenant: Option<String>,
+    event_type: Option<String>,
+    state: String,
+    reason: String,
+    error: Option<Vec<u8>>,
+    last_status: Option<i32>,
+    attempts: i32,
+    replay_count: i32,
+    replayed_at: Option<DateTime<Utc>>,
+    dead_lettered_at: DateTime<Utc>,
+    payload: Option<Vec<u8>>,
+    subject: Option<Vec<u8>>,
+}
+
+impl TryFrom<Row> for DeadLetter {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let odd = |what: &str, text: &str| StoreError::Inconsistent(format!("dead letter {} has the {what} {text:?}", row.id));
+        Ok(Self {
+            id: DeadLetterId(row.id),
+            event: EventId(row.event_id),
+            endpoint: (!row.endpoint_id.is_nil()).then_some(EndpointId(row.endpoint_id)),
+            tenant: row.tenant.as_deref().map(TenantId::trusted),
+            state: LetterState::parse(&row.state).ok_or_else(|| odd("state", &row.state))?,
+            reason: DeadReason::parse(&row.reason).ok_or_else(|| odd("reason", &row.reason))?,
+            event_type: row.event_type,
+            error: row.error.map(|e| String::from_utf8_lossy(&e).into_owned()),
+            last_status: row.last_status.and_then(|s| u16::try_from(s).ok()),
+            attempts: row.attempts,
+            replay_count: row.replay_count,
+            replayed_at: row.replayed_at,
+            dead_lettered_at: row.dead_lettered_at,
+            payload: row.payload.map(Bytes::from),
+            subject: row.subject.map(Bytes::from),
+        })
+    }
+}
+
+impl Store {
+    /// One letter. `None` as tenant: any (an operator).
+    pub async fn dead_letter(&self, tenant: Option<&TenantId>, letter: DeadLetterId) -> Result<Option<DeadLetter>, StoreError> {
+        let row = self
+            .keyed
+            .optional(sqlx::query_as!(
+                Row,
+                "select d.event_id, d.endpoint_id, d.id, d.tenant, d.event_type, d.state, d.reason, d.error, d.last_status, d.attempts, d.replay_count,
+                    d.replayed_at, d.dead_lettered_at, coalesce(d.payload, (select e.payload from events e where e.id = d.event_id)) as payload, d.subject
+                from dead_letters d where d.id = $1 and ($2::text is null or d.tenant = $2)",
+                letter.0,
+                tenant.map(TenantId::as_str)
+            ))
+            .await?;
+        row.map(DeadLetter::try_from).transpose()
+    }
+
+    /// Letters that match, newest first. `None` as tenant: everybody's and nobody's (an operator).
+    pub async fn dead_letters(
+        &self,
+        tenant: Option<&TenantId>,
+        filter: &LetterFilter,
+        window: &Window,
+    ) -> Result<Listed<DeadLetter>, StoreError> {
+        let (ids, next, total) = self.matching_letters(tenant, filter, window).await?;
+        let rows = self
+            .keyed
+            .all(sqlx::query_as!(
+                Row,
+                "select d.event_id, d.endpoint_id, d.id, d.tenant, d.event_type, d.state, d.reason, d.error, d.last_status, d.attempts, d.replay_count,
+                    d.replayed_at, d.dead_lettered_at, coalesce(d.payload, (select e.payload from events e where e.id = d.event_id)) as payload, d.subject
+                from unnest($1::uuid[]) with ordinality as x (id, n) join dead_letters d on d.id = x.id order by x.n",
+                &ids
+            ))
+            .await?;
+        let items = rows.into_iter().map(DeadLetter::try_from).collect::<Result<_, _>>()?;
+        Ok(Listed { items, total, next })
+    }
+
+    /// The ids of letters that match and can be replayed or discarded.
+    pub(crate) async fn letter_ids(
+        &self,
+        tenant: Option<&TenantId>,
+        filter: &LetterFilter,
+        window: &Window,
+    ) -> Result<(Vec<DeadLetterId>, Option<Cursor>), StoreError> {
+        let filter = LetterFilter { state: Some(filter.state.unwrap_or(LetterState::Open)), ..filter.clone() };
+        let (ids, next, _) = self.matching_letters(tenant, &filter, window).await?;
+        Ok((ids.into_iter().map(DeadLetterId).collect(), next))
+    }
+
+    async fn matching_letters(
+        &self,
+        tenant: Option<&TenantId>,
+        filter: &LetterFilter,
+        window: &Window,
+    ) -> Result<(Vec<Uuid>, Option<Cursor>, Option<i64>), StoreError> {
+        let rows = self
+            .queries
+            .all(sqlx::query!(
+                "select d.id, d.dead_lettered_at
+                from dead_letters d
+                where ($1::text is null or d.tenant = $1)
+                    and ($2::uuid is null or d.endpoint_id = $2)
+                    and ($3::text is null or d.event_type = $3)
+                    and ($4::text is null or d.reason = $4)
+                    and case when $5::text is null then d.state in ('open', 'replayed') else d.state = $5 end
+                    and ($6::timestamptz is null or d.dead_lettered_at > $6)
+                    and ($7::timestamptz is null or d.dead_lettered_at < $7)
+                    and ($8::timestamptz is null or (d.dead_lettered_at, d.id) < ($8, $9::uuid))
+                order by d.dead_lettered_at desc, d.id desc
+                offset $10 limit $11",
+                tenant.map(TenantId::as_str),
+                filter.endpoint.map(|e| e.0),
+                filter.event_type,
+                filter.reason.map(DeadReason::as_str),
+                filter.state.map(LetterState::as_str),
+                filter.after,
+                filter.before,
+                window.after_at(),
+                window.after_id(),
+                window.offset,
+                window.limit.saturating_add(1)
+            ))
+            .await?;
+        let counted = if window.with_total { Some(self.count_letters(tenant, filter).await?) } else { None };
+        let found = rows.into_iter().map(|r| (r.id, r.dead_lettered_at)).collect();
+        let listed = Listed::cut(found, window, counted, |(id, at)| Cursor { at: *at, id: *id });
+        Ok((listed.items.into_iter().map(|(id, _)| id).collect(), listed.next, listed.total))
+    }
+
+    async fn count_letters(&self, tenant: Option<&TenantId>, filter: &LetterFilter) -> Result<i64, StoreError> {
+        self.queries
+            .one(sqlx::query_scalar!(
+                r#"select count(*) as "n!" from (
+                    select 1 from dead_letters d
+                    where ($1::text is null or d.tenant = $1)
+                        and ($2::uuid is null or d.endpoint_id = $2)
+                        and ($3::text is null or d.event_type = $3)
+                        and ($4::text is null or d.reason = $4)
+                        and case when $5::text is null then d.state in ('open', 'replayed') else d.state = $5 end
+                        and ($6::timestamptz is null or d.dead_lettered_at > $6)
+                        and ($7::timestamptz is null or d.dead_lettered_at < $7)
+                    limit $8
+                ) x"#,
+                tenant.map(TenantId::as_str),
+                filter.endpoint.map(|e| e.0),
+                filter.event_type,
+                filter.reason.map(DeadReason::as_str),
+                filter.state.map(LetterState::as_str),
+                filter.after,
+                filter.before,
+                TOTAL_MAX + 1
+            ))
+            .await
+    }
+}

@@ -1,0 +1,390 @@
+//! Endpoints, as the interface reads and changes them. Called by ingest.
+//!
+//! Invariant: every change that matters to matching or delivery raises its tenant's `directory_version` in the
+//! same statement; the row lock on the tenant puts changes in one order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use relay_core::breaker::CircuitRule;
+use relay_core::endpoint::{Endpoint, RetrySettings, Secrets};
+use relay_core::ids::{EndpointId, TenantId};
+use relay_core::matching::TypeFilter;
+use relay_core::page::Cursor;
+use relay_core::signature::SigningSecret;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::connect::Store;
+use crate::dispatch::micros;
+use crate::error::StoreError;
+use crate::window::{Listed, TOTAL_MAX, Window};
+
+/// An endpoint to be created.
+#[derive(Clone, Debug)]
+pub struct NewEndpoint {
+    /// Its identity.
+    pub id: EndpointId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What people call it.
+    pub name: String,
+    /// Where to POST.
+    pub url: String,
+    /// Which event types it wants.
+    pub filter: TypeFilter,
+    /// Headers that go with each delivery.
+    pub custom_headers: BTreeMap<String, String>,
+    /// How failures are repeated.
+    pub retry: RetrySettings,
+    /// Time-out of one attempt, whole seconds.
+    pub timeout: Duration,
+    /// When its circuit opens and closes.
+    pub circuit: CircuitRule,
+    /// The signing secret.
+    pub secret: SigningSecret,
+    /// Inactive endpoints match nothing.
+    pub is_active: bool,
+}
+
+/// What is to be changed; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointChange {
+    /// What people call it.
+    pub name: Option<String>,
+    /// Where to POST.
+    pub url: Option<String>,
+    /// Which event types it wants.
+    pub filter: Option<TypeFilter>,
+    /// Headers that go with each delivery.
+    pub custom_headers: Option<BTreeMap<String, String>>,
+    /// Attempts in all.
+    pub max_retries: Option<u32>,
+    /// Multiplier of the delays.
+    pub backoff_base: Option<f64>,
+    /// Cap of the delays, in seconds.
+    pub max_delay_seconds: Option<u32>,
+    /// Explicit delays; `Some(None)` goes back to the formula.
+    pub schedule_seconds: Option<Option<Vec<u32>>>,
+    /// Time-out of one attempt, whole seconds.
+    pub timeout: Option<Duration>,
+    /// Failures that open the circuit.
+    pub circuit_threshold: Option<u32>,
+    /// Their window, whole seconds.
+    pub circuit_window: Option<Duration>,
+    /// How long it stays open, whole seconds.
+    pub circuit_recovery: Option<Duration>,
+    /// Active or not.
+    pub is_active: Option<bool>,
+    /// Paused or not.
+    pub paused: Option<bool>,
+}
+
+/// A row of `endpoints`.
+pub(crate) struct EndpointRow {
+    pub(crate) id: Uuid,
+    pub(crate) tenant: String,
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) event_types_filter: Vec<String>,
+    pub(crate) custom_headers: Json<BTreeMap<String, String>>,
+    pub(crate) max_retries: i32,
+    pub(crate) retry_backoff_base: f64,
+    pub(crate) retry_max_delay_seconds: i32,
+    pub(crate) retry_schedule_seconds: Option<Vec<i32>>,
+    pub(crate) timeout_seconds: i32,
+    pub(crate) circuit_failure_threshold: i32,
+    pub(crate) circuit_window_seconds: i32,
+    pub(crate) circuit_recovery_seconds: i32,
+    pub(crate) secret: String,
+    pub(crate) previous_secret: Option<String>,
+    pub(crate) previous_secret_until: Option<DateTime<Utc>>,
+    pub(crate) secret_rotated_at: Option<DateTime<Utc>>,
+    pub(crate) is_active: bool,
+    pub(crate) paused: bool,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) updated_at: Option<DateTime<Utc>>,
+    pub(crate) version: i64,
+}
+
+fn natural(n: i32) -> u32 {
+    u32::try_from(n).unwrap_or(0)
+}
+
+fn seconds(n: i32) -> Duration {
+    Duration::from_secs(u64::from(natural(n)))
+}
+
+fn stored(n: u32) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+fn stored_seconds(span: Duration) -> i32 {
+    i32::try_from(span.as_secs()).unwrap_or(i32::MAX)
+}
+
+fn stored_schedule(delays: &[u32]) -> Vec<i32> {
+    delays.iter().map(|s| stored(*s)).collect()
+}
+
+impl TryFrom<EndpointRow> for Endpoint {
+    type Error = StoreError;
+
+    fn try_from(row: EndpointRow) -> Result<Self, StoreError> {
+        let filter = TypeFilter::try_from(row.event_types_filter)
+            .map_err(|e| StoreError::Inconsistent(format!("endpoint {} has a filter that is none: {e}", row.id)))?;
+        Ok(Self {
+            id: EndpointId(row.id),
+            tenant: TenantId::trusted(&row.tenant),
+            name: row.name,
+            url: row.url,
+            filter,
+            custom_headers: row.custom_headers.0,
+            retry: RetrySettings {
+                max_retries: natural(row.max_retries),
+                backoff_base: row.retry_backoff_base,
+                max_delay_seconds: natural(row.retry_max_delay_seconds),
+                schedule_seconds: row.retry_schedule_seconds.map(|s| s.into_iter().map(natural).collect()),
+            },
+            timeout: seconds(row.timeout_seconds),
+            circuit: CircuitRule {
+                threshold: natural(row.circuit_failure_threshold),
+                window: seconds(row.circuit_window_seconds),
+                recovery: seconds(row.circuit_recovery_seconds),
+            },
+            secrets: Secrets {
+                current: SigningSecret::trusted(row.secret),
+                previous: row.previous_secret.map(SigningSecret::trusted).zip(row.previous_secret_until),
+                rotated_at: row.secret_rotated_at,
+            },
+            is_active: row.is_active,
+            paused: row.paused,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            version: row.version,
+        })
+    }
+}
+
+impl Store {
+    /// Makes sure that a tenant exists. True: it is new.
+    pub async fn create_tenant(&self, tenant: &TenantId) -> Result<bool, StoreError> {
+        let made = self
+            .queries
+            .execute(sqlx::query!("insert into tenants (id) values ($1) on conflict do nothing", tenant.as_str()))
+            .await?;
+        Ok(made > 0)
+    }
+
+    /// All tenants but the system's own.
+    pub async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        let ids = self.queries.all(sqlx::query_scalar!("select t.id from tenants t where t.id not like '\\_%' order by t.id")).await?;
+        Ok(ids.iter().map(|t| TenantId::trusted(t)).collect())
+    }
+
+    /// How many active endpoints a tenant has.
+    pub async fn count_active_endpoints(&self, tenant: &TenantId) -> Result<i64, StoreError> {
+        self.queries
+            .one(sqlx::query_scalar!(
+                r#"select count(*) as "n!" from endpoints e where e.tenant = $1 and e.is_active"#,
+                tenant.as_str()
+            ))
+            .await
+    }
+
+    /// Creates an endpoint. `None`: there is no such tenant.
+    pub async fn create_endpoint(&self, new: &NewEndpoint) -> Result<Option<Endpoint>, StoreError> {
+        let row = self
+            .queries
+            .optional(sqlx::query_as!(
+                EndpointRow,
+                r#"with t as (update tenants set directory_version = directory_version + 1 where id = $2 returning directory_version)
+                insert into endpoints (id, tenant, name, url, event_types_filter, custom_headers, max_retries, retry_backoff_base, retry_max_delay_seconds,
+                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, version)
+                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, t.directory_version from t
+                returning id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
+                    retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
+                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, created_at, updated_at, version"#,
+                new.id.0,
+                new.tenant.as_str(),
+                new.name,
+                new.url,
+                new.filter.patterns(),
+                Json(&new.custom_headers) as _,
+                stored(new.retry.max_retries),
+                new.retry.backoff_base,
+                stored(new.retry.max_delay_seconds),
+                new.retry.schedule_seconds.as_deref().map(stored_schedule) as _,
+                stored_seconds(new.timeout),
+                stored(new.circuit.threshold),
+                stored_seconds(new.circuit.window),
+                stored_seconds(new.circuit.recovery),
+                new.secret.expose(),
+                new.is_active
+            ))
+            .await?;
+        row.map(Endpoint::try_from).transpose()
+    }
+
+    /// One endpoint, active or not.
+    pub async fn get_endpoint(&self, tenant: &TenantId, id: EndpointId) -> Result<Option<Endpoint>, StoreError> {
+        let row = self
+            .queries
+            .optional(sqlx::query_as!(
+                EndpointRow,
+                r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
+                    retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
+                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, created_at, updated_at, version
+                from endpoints where id = $1 and tenant = $2"#,
+                id.0,
+                tenant.as_str()
+            ))
+            .await?;
+        row.map(Endpoint::try_from).transpose()
+    }
+
+    /// A tenant's endpoints, newest first.
+    pub async fn list_endpoints(&self, tenant: &TenantId, is_active: Option<bool>, window: &Window) -> Result<Listed<Endpoint>, StoreError> {
+        let rows = self
+            .queries
+            .all(sqlx::query_as!(
+                EndpointRow,
+                r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
+                    retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
+                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, created_at, updated_at, version
+                from endpoints
+                where tenant = $1 and ($2::boolean is null or is_active = $2) and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
+                order by created_at desc, id desc
+                offset $5 limit $6"#,
+                tenant.as_str(),
+                is_active,
+                window.after_at(),
+                window.after_id(),
+                window.offset,
+                window.limit.saturating_add(1)
+            ))
+            .await?;
+        let counted = if window.with_total {
+            let count = sqlx::query_scalar!(
+                r#"select count(*) as "n!" from (select 1 from endpoints where tenant = $1 and ($2::boolean is null or is_active = $2) limit $3) x"#,
+                tenant.as_str(),
+                is_active,
+                TOTAL_MAX + 1
+            );
+            Some(self.queries.one(count).await?)
+        } else {
+            None
+        };
+        let items = rows.into_iter().map(Endpoint::try_from).collect::<Result<Vec<_>, _>>()?;
+        Ok(Listed::cut(items, window, counted, |e: &Endpoint| Cursor { at: e.created_at, id: e.id.0 }))
+    }
+
+    /// Changes an endpoint. `None`: there is no such endpoint.
+    pub async fn update_endpoint(&self, tenant: &TenantId, id: EndpointId, change: &EndpointChange) -> Result<Option<Endpoint>, StoreError> {
+        let schedule: Option<Option<Vec<i32>>> = change.schedule_seconds.as_ref().map(|s| s.as_deref().map(stored_schedule));
+        let row = self
+            .queries
+            .optional(sqlx::query_as!(
+                EndpointRow,
+                r#"with t as (
+                    update tenants set directory_version = directory_version + 1
+                    where id = $2 and exists (select from endpoints e where e.id = $1 and e.tenant = $2)
+                    returning directory_version
+                )
+                update endpoints e
+                set name = coalesce($3, e.name), url = coalesce($4, e.url), event_types_filter = coalesce($5, e.event_types_filter),
+                    custom_headers = coalesce($6, e.custom_headers), max_retries = coalesce($7, e.max_retries),
+                    retry_backoff_base = coalesce($8, e.retry_backoff_base), retry_max_delay_seconds = coalesce($9, e.retry_max_delay_seconds),
+                    retry_schedule_seconds = case when $10 then $11 else e.retry_schedule_seconds end, timeout_seconds = coalesce($12, e.timeout_seconds),
+                    circuit_failure_threshold = coalesce($13, e.circuit_failure_threshold), circuit_window_seconds = coalesce($14, e.circuit_window_seconds),
+                    circuit_recovery_seconds = coalesce($15, e.circuit_recovery_seconds), is_active = coalesce($16, e.is_active),
+                    paused = coalesce($17, e.paused), updated_at = now(), version = t.directory_version
+                from t
+                where e.id = $1 and e.tenant = $2
+                returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
+                    e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
+                    e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.created_at, e.updated_at, e.version"#,
+                id.0,
+                tenant.as_str(),
+                change.name,
+                change.url,
+                change.filter.as_ref().map(|f| f.patterns().to_vec()) as _,
+                change.custom_headers.as_ref().map(Json) as _,
+                change.max_retries.map(stored),
+                change.backoff_base,
+                change.max_delay_seconds.map(stored),
+                schedule.is_some(),
+                schedule.flatten() as _,
+                change.timeout.map(stored_seconds),
+                change.circuit_threshold.map(stored),
+                change.circuit_window.map(stored_seconds),
+                change.circuit_recovery.map(stored_seconds),
+                change.is_active,
+                change.paused
+            ))
+            .await?;
+        row.map(Endpoint::try_from).transpose()
+    }
+
+    /// Deactivates an endpoint. False: there is no such endpoint.
+    pub async fn deactivate_endpoint(&self, tenant: &TenantId, id: EndpointId) -> Result<bool, StoreError> {
+        let change = EndpointChange { is_active: Some(false), ..EndpointChange::default() };
+        Ok(self.update_endpoint(tenant, id, &change).await?.is_some())
+    }
+
+    /// Gives an endpoint a new secret; the one it had signs as well for `overlap` (zero: not at all).
+    pub async fn rotate_secret(
+        &self,
+        tenant: &TenantId,
+        id: EndpointId,
+        secret: &SigningSecret,
+        overlap: Duration,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        let row = self
+            .queries
+            .optional(sqlx::query_as!(
+                EndpointRow,
+                r#"with t as (
+                    update tenants set directory_version = directory_version + 1
+                    where id = $2 and exists (select from endpoints e where e.id = $1 and e.tenant = $2)
+                    returning directory_version
+                )
+                update endpoints e
+                set secret = $3, previous_secret = case when $4::bigint > 0 then e.secret end,
+                    previous_secret_until = case when $4::bigint > 0 then now() + $4::bigint * interval '1 microsecond' end,
+                    secret_rotated_at = now(), updated_at = now(), version = t.directory_version
+                from t
+                where e.id = $1 and e.tenant = $2
+                returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
+                    e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
+                    e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.created_at, e.updated_at, e.version"#,
+                id.0,
+                tenant.as_str(),
+                secret.expose(),
+                micros(overlap)
+            ))
+            .await?;
+        row.map(Endpoint::try_from).transpose()
+    }
+
+    /// Ends a rotation's overlap. False: there is no such endpoint.
+    pub async fn end_overlap(&self, tenant: &TenantId, id: EndpointId) -> Result<bool, StoreError> {
+        let changed = self
+            .queries
+            .execute(sqlx::query!(
+                "with t as (
+                    update tenants set directory_version = directory_version + 1
+                    where id = $2 and exists (select from endpoints e where e.id = $1 and e.tenant = $2)
+                    returning directory_version
+                )
+                update endpoints e
+                set previous_secret = null, previous_secret_until = null, updated_at = now(), version = t.directory_version
+                from t where e.id = $1 and e.tenant = $2",
+                id.0,
+                tenant.as_str()
+            ))
+            .await?;
+        Ok(changed > 0)
+    }
+}

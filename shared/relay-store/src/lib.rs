@@ -1,0 +1,56 @@
+//! The ledger: everything that this system keeps in Postgres. The only crate that names sqlx.
+//!
+//! To read in the order of an event's way: [`directory`] and [`snapshot`](DirectorySnapshot) (whom it is for),
+//! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
+//! again), [`replay`] and [`close`] (operators and leaders). `connect`, `run` and [`bisect`] carry all of them;
+//! [`events`], [`dead_letters`], [`endpoints`] and [`stats`] serve the interface; `partitions`, [`leader`] and
+//! `retention` the leaders.
+//!
+//! To add a query: write it with `sqlx::query!` (or a file in `src/sql` when it is long) in the file of its
+//! purpose, hand it to one of the three runners of [`Store`], and refresh the offline data: with a database that
+//! has the migrations, `SQLX_OFFLINE_DIR=$PWD/shared/relay-store/.sqlx cargo check -p relay-store`. Look-ups by
+//! key belong on `keyed`, where partitions are pruned while the statement runs; lists on `queries`.
+//!
+//! What producers and receivers send is bound as `bytea`: a NUL in a text column fails a whole batch.
+
+pub mod bisect;
+pub mod check;
+pub mod claim;
+pub mod close;
+mod connect;
+pub mod dead_letters;
+pub mod directory;
+pub mod dispatch;
+pub mod endpoints;
+mod error;
+pub mod events;
+pub mod leader;
+mod letters;
+mod partitions;
+pub mod record;
+pub mod replay;
+mod retention;
+mod run;
+mod snapshot;
+mod state_file;
+pub mod stats;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+pub use check::{TakeKey, Taken};
+pub use claim::{ClaimBudget, DueEndpoint};
+pub use connect::{Durability, Store, StoreOptions};
+pub use dead_letters::{DeadLetter, LetterFilter, LetterState};
+pub use directory::{Directory, DirectorySnapshot};
+pub use dispatch::{DispatchOutcome, Dispatched, VersionLock};
+pub use endpoints::{EndpointChange, NewEndpoint};
+pub use error::{ErrorKind, StoreError};
+pub use events::{AttemptView, DeliveryView, EventFilter, EventSummary, EventView};
+pub use letters::RawLetter;
+pub use partitions::{DAYS_AHEAD, DAYS_AHEAD_MAX, DAYS_BACK_MAX};
+pub use record::{CircuitEventRow, Recorded, RecordedBatch};
+pub use replay::{LetterEvent, ReplayOutcome, ResendOutcome};
+pub use stats::{Counters, Minute};
+pub use window::{Listed, TOTAL_MAX, Window};

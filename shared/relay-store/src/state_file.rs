@@ -1,0 +1,112 @@
+//! The directory as a file: what an ingest needs to accept events while Postgres is away. No secrets in it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use relay_core::breaker::CircuitRule;
+use relay_core::endpoint::{Endpoint, RetrySettings, Secrets};
+use relay_core::ids::{EndpointId, TenantId};
+use relay_core::matching::TypeFilter;
+use relay_core::signature::SigningSecret;
+use serde::{Deserialize, Serialize};
+
+use crate::snapshot::{DirectorySnapshot, Loaded};
+
+/// Changed when the file's form changes; another one is not read.
+const FORM: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    form: u32,
+    tenants: BTreeMap<String, Tenant>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tenant {
+    version: i64,
+    endpoints: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    id: EndpointId,
+    name: String,
+    url: String,
+    filter: TypeFilter,
+    timeout_seconds: u64,
+    is_active: bool,
+    paused: bool,
+    created_at: DateTime<Utc>,
+    version: i64,
+}
+
+impl Entry {
+    fn of(endpoint: &Endpoint) -> Self {
+        Self {
+            id: endpoint.id,
+            name: endpoint.name.clone(),
+            url: endpoint.url.clone(),
+            filter: endpoint.filter.clone(),
+            timeout_seconds: endpoint.timeout.as_secs(),
+            is_active: endpoint.is_active,
+            paused: endpoint.paused,
+            created_at: endpoint.created_at,
+            version: endpoint.version,
+        }
+    }
+
+    fn endpoint(self, tenant: &TenantId) -> Endpoint {
+        Endpoint {
+            id: self.id,
+            tenant: tenant.clone(),
+            name: self.name,
+            url: self.url,
+            filter: self.filter,
+            custom_headers: BTreeMap::new(),
+            retry: RetrySettings::default(),
+            timeout: Duration::from_secs(self.timeout_seconds),
+            circuit: CircuitRule::default(),
+            secrets: Secrets { current: SigningSecret::trusted(String::new()), previous: None, rotated_at: None },
+            is_active: self.is_active,
+            paused: self.paused,
+            created_at: self.created_at,
+            updated_at: None,
+            version: self.version,
+        }
+    }
+}
+
+/// Writes the file beside its place and moves it there: a crash leaves the old one.
+pub(crate) async fn write(path: &Path, snapshot: &DirectorySnapshot) -> io::Result<()> {
+    let tenants = snapshot
+        .tenants()
+        .map(|(tenant, version)| {
+            let endpoints = snapshot.endpoints_of(tenant).iter().map(|e| Entry::of(e)).collect();
+            (tenant.as_str().to_owned(), Tenant { version, endpoints })
+        })
+        .collect();
+    let text = serde_json::to_vec(&File { form: FORM, tenants })?;
+    let beside = path.with_extension("new");
+    tokio::fs::write(&beside, text).await?;
+    tokio::fs::rename(&beside, path).await
+}
+
+/// Reads the file.
+pub(crate) async fn read(path: &Path) -> io::Result<Vec<(TenantId, Loaded)>> {
+    let text = tokio::fs::read(path).await?;
+    let file: File = serde_json::from_slice(&text)?;
+    if file.form != FORM {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("the directory file has form {}", file.form)));
+    }
+    let loaded = file.tenants.into_iter().map(|(tenant, of_tenant)| {
+        let tenant = TenantId::trusted(&tenant);
+        let endpoints = of_tenant.endpoints.into_iter().map(|e| Arc::new(e.endpoint(&tenant))).collect();
+        let loaded = Loaded { version: of_tenant.version, is_whole: true, is_partial: true, endpoints };
+        (tenant, loaded)
+    });
+    Ok(loaded.collect())
+}

@@ -1,0 +1,157 @@
+//! Statistics: read as folded totals and what isn't folded yet, never by counting. Counters are net: a replayed
+//! dead letter takes its one back. The nil endpoint stands for the whole tenant.
+//! Read by the interface; folded by a leader every few seconds.
+
+use chrono::{DateTime, Utc};
+use relay_core::ids::{EndpointId, TenantId};
+use uuid::Uuid;
+
+use crate::connect::Store;
+use crate::error::StoreError;
+
+/// Rows that one folding takes: it stays far below its deadline however much has piled up.
+const FOLD_ROWS_MAX: i64 = 50_000;
+
+/// The counters of an endpoint or a tenant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Events accepted (of a tenant only).
+    pub events: i64,
+    /// Of them, those that matched no endpoint.
+    pub unmatched: i64,
+    /// Deliveries.
+    pub opened: i64,
+    /// Of them, delivered.
+    pub delivered: i64,
+    /// Of them, dead-lettered.
+    pub dead_lettered: i64,
+    /// Of them, discarded.
+    pub discarded: i64,
+    /// Of them, waiting for a retry.
+    pub retrying: i64,
+    /// Attempts that were answered 2xx.
+    pub attempts_ok: i64,
+    /// Attempts that weren't.
+    pub attempts_failed: i64,
+    /// Sum of the successful attempts' times, in microseconds.
+    pub latency_us_sum: i64,
+}
+
+impl Counters {
+    /// Deliveries that are open without a failure in this life.
+    pub fn pending(&self) -> i64 {
+        (self.opened - self.delivered - self.dead_lettered - self.discarded - self.retrying).max(0)
+    }
+
+    /// Delivered of delivered and dead-lettered, in percent; `None` without either.
+    pub fn success_rate(&self) -> Option<f64> {
+        let ended = self.delivered + self.dead_lettered;
+        (ended > 0).then(|| self.delivered as f64 * 100.0 / ended as f64)
+    }
+
+    /// Mean time of successful attempts in milliseconds; `None` without any.
+    pub fn avg_latency_ms(&self) -> Option<f64> {
+        (self.attempts_ok > 0).then(|| self.latency_us_sum as f64 / 1000.0 / self.attempts_ok as f64)
+    }
+}
+
+/// One minute of an endpoint, or of a tenant.
+#[derive(Clone, Copy, Debug)]
+pub struct Minute {
+    /// Its start.
+    pub minute: DateTime<Utc>,
+    /// What changed in it.
+    pub counters: Counters,
+}
+
+macro_rules! counters {
+    ($row:expr) => {
+        Counters {
+            events: $row.events,
+            unmatched: $row.unmatched,
+            opened: $row.opened,
+            delivered: $row.delivered,
+            dead_lettered: $row.dead_lettered,
+            discarded: $row.discarded,
+            retrying: $row.retrying,
+            attempts_ok: $row.attempts_ok,
+            attempts_failed: $row.attempts_failed,
+            latency_us_sum: $row.latency_us_sum,
+        }
+    };
+}
+
+impl Store {
+    /// An endpoint's counters.
+    pub async fn endpoint_stats(&self, tenant: &TenantId, endpoint: EndpointId) -> Result<Counters, StoreError> {
+        let row = self
+            .queries
+            .one(sqlx::query!(
+                r#"select coalesce(sum(x.events), 0)::bigint as "events!", coalesce(sum(x.unmatched), 0)::bigint as "unmatched!",
+                    coalesce(sum(x.opened), 0)::bigint as "opened!", coalesce(sum(x.delivered), 0)::bigint as "delivered!",
+                    coalesce(sum(x.dead_lettered), 0)::bigint as "dead_lettered!", coalesce(sum(x.discarded), 0)::bigint as "discarded!",
+                    coalesce(sum(x.retrying), 0)::bigint as "retrying!", coalesce(sum(x.attempts_ok), 0)::bigint as "attempts_ok!",
+                    coalesce(sum(x.attempts_failed), 0)::bigint as "attempts_failed!", coalesce(sum(x.latency_us_sum), 0)::bigint as "latency_us_sum!"
+                from (
+                    select t.events, t.unmatched, t.opened, t.delivered, t.dead_lettered, t.discarded, t.retrying, t.attempts_ok, t.attempts_failed, t.latency_us_sum
+                    from stats_totals t where t.tenant = $1 and t.endpoint_id = $2
+                    union all
+                    select d.events, d.unmatched, d.opened, d.delivered, d.dead_lettered, d.discarded, d.retrying, d.attempts_ok, d.attempts_failed, d.latency_us_sum
+                    from stats_delta d where d.tenant = $1 and d.endpoint_id = $2
+                ) x"#,
+                tenant.as_str(),
+                endpoint.0
+            ))
+            .await?;
+        Ok(counters!(row))
+    }
+
+    /// A tenant's counters: the folded sum over its endpoints, and what isn't folded yet.
+    pub async fn tenant_stats(&self, tenant: &TenantId) -> Result<Counters, StoreError> {
+        let row = self
+            .queries
+            .one(sqlx::query!(
+                r#"select coalesce(sum(x.events), 0)::bigint as "events!", coalesce(sum(x.unmatched), 0)::bigint as "unmatched!",
+                    coalesce(sum(x.opened), 0)::bigint as "opened!", coalesce(sum(x.delivered), 0)::bigint as "delivered!",
+                    coalesce(sum(x.dead_lettered), 0)::bigint as "dead_lettered!", coalesce(sum(x.discarded), 0)::bigint as "discarded!",
+                    coalesce(sum(x.retrying), 0)::bigint as "retrying!", coalesce(sum(x.attempts_ok), 0)::bigint as "attempts_ok!",
+                    coalesce(sum(x.attempts_failed), 0)::bigint as "attempts_failed!", coalesce(sum(x.latency_us_sum), 0)::bigint as "latency_us_sum!"
+                from (
+                    select t.events, t.unmatched, t.opened, t.delivered, t.dead_lettered, t.discarded, t.retrying, t.attempts_ok, t.attempts_failed, t.latency_us_sum
+                    from stats_totals t where t.tenant = $1 and t.endpoint_id = '00000000-0000-0000-0000-000000000000'
+                    union all
+                    select d.events, d.unmatched, d.opened, d.delivered, d.dead_lettered, d.discarded, d.retrying, d.attempts_ok, d.attempts_failed, d.latency_us_sum
+                    from stats_delta d where d.tenant = $1
+                ) x"#,
+                tenant.as_str()
+            ))
+            .await?;
+        Ok(counters!(row))
+    }
+
+    /// The folded minutes since `since`, oldest first; `None` for the whole tenant.
+    pub async fn minutes(&self, tenant: &TenantId, endpoint: Option<EndpointId>, since: DateTime<Utc>) -> Result<Vec<Minute>, StoreError> {
+        let endpoint = endpoint.map_or(Uuid::nil(), |e| e.0);
+        let rows = self
+            .queries
+            .all(sqlx::query!(
+                "select m.minute, m.events, m.unmatched, m.opened, m.delivered, m.dead_lettered, m.discarded, m.retrying, m.attempts_ok,
+                    m.attempts_failed, m.latency_us_sum
+                from stats_minutes m where m.endpoint_id = $1 and m.tenant = $2 and m.minute >= $3 order by m.minute",
+                endpoint,
+                tenant.as_str(),
+                since
+            ))
+            .await?;
+        Ok(rows.into_iter().map(|r| Minute { minute: r.minute, counters: counters!(r) }).collect())
+    }
+
+    /// Folds deltas into minutes and totals, of each endpoint and of each tenant. Returns how many were folded.
+    pub async fn fold(&self) -> Result<usize, StoreError> {
+        let folded = self
+            .queries
+            .one(sqlx::query_file_scalar!("src/sql/fold.sql", FOLD_ROWS_MAX))
+            .await?;
+        Ok(usize::try_from(folded).unwrap_or(0))
+    }
+}

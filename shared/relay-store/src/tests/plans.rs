@@ -1,0 +1,90 @@
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+
+use super::Ledger;
+
+/// Thirty days, some hundred thousand rows.
+async fn fill(pool: &PgPool) {
+    sqlx::raw_sql(
+        "select relay_make_partitions((now() at time zone 'utc')::date + d) from generate_series(-30, 2) as d;
+        insert into tenants (id) select 't' || n from generate_series(1, 200) n;
+        insert into endpoints (id, tenant, name, url, max_retries, retry_backoff_base, retry_max_delay_seconds, timeout_seconds,
+            circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, version)
+            select ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'default', 'e', 'u', 5, 2, 3600, 30, 5, 60, 300, 's', 1
+            from generate_series(1, 500) n;
+        create temporary table ids as
+            select (left(replace(relay_day_floor((now() at time zone 'utc')::date + d)::text, '-', ''), 12) || '7' || right(md5(d || '-' || n), 19))::uuid as id,
+                ('00000000-0000-7000-8000-' || lpad((n % 500 + 1)::text, 12, '0'))::uuid as endpoint_id, n
+            from generate_series(-29, 0) d, generate_series(1, 3000) n;
+        insert into events (id, tenant, type, accepted_at, fanout, payload) select id, 'default', 'a.b', now(), 1, '{}' from ids;
+        insert into closed_deliveries (event_id, endpoint_id, tenant, status, claim, attempts, base) select id, endpoint_id, 'default', 1, 1, 1, 0 from ids where n % 10 > 0;
+        insert into open_deliveries (event_id, endpoint_id, tenant, due_at, leased, claim) select id, endpoint_id, 'default', now() + n * interval '1 second', n % 2 = 0, 1 from ids where n % 10 = 0;
+        insert into attempts (event_id, endpoint_id, id, number, attempted_at, success, total_us, request_headers, response_headers, response_excerpt, pod)
+            select id, endpoint_id, id, 1, now(), true, 1, '', '', '', 'p' from ids;
+        insert into dead_letters (event_id, endpoint_id, id, tenant, reason) select id, endpoint_id, id, 'default', 'exhausted' from ids where n % 20 = 0;
+        analyze;",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
+}
+
+/// The generic plan: what a connection uses after a few runs.
+async fn generic_plan(sql: &str, connection: &mut PgConnection) -> Vec<String> {
+    let parameters = (1..).take_while(|n| sql.contains(&format!("${n}"))).count();
+    let nulls = vec!["null"; parameters].join(", ");
+    let call = if parameters == 0 { String::new() } else { format!("({nulls})") };
+    sqlx::raw_sql(AssertSqlSafe(format!("deallocate all; set plan_cache_mode = force_generic_plan; prepare p as {sql}")))
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let plan: Vec<String> = sqlx::raw_sql(AssertSqlSafe(format!("explain (costs off) execute p{call}")))
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| sqlx::Row::get(row, 0))
+        .collect();
+    sqlx::raw_sql("reset plan_cache_mode").execute(&mut *connection).await.unwrap();
+    plan
+}
+
+fn assert_no_scan(what: &str, plan: &[String]) {
+    let text = plan.join("\n");
+    assert!(!text.contains("Seq Scan"), "{what} scans a table:\n{text}");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
+    fill(&pool).await;
+    let ledger = Ledger::new(pool).await;
+    let mut dispatch = ledger.dispatch.hold().await.unwrap();
+    let plan = generic_plan(include_str!("../sql/dispatch.sql"), dispatch.conn()).await;
+    assert_no_scan("dispatch", &plan);
+    let mut keyed = ledger.keyed.hold().await.unwrap();
+    for (what, sql) in [
+        ("record", include_str!("../sql/record.sql")),
+        ("take", include_str!("../sql/take.sql")),
+        ("due", include_str!("../sql/due.sql")),
+        ("claim", include_str!("../sql/claim.sql")),
+        ("close", include_str!("../sql/close.sql")),
+        ("replay", include_str!("../sql/replay.sql")),
+        ("summaries", include_str!("../sql/summaries.sql")),
+    ] {
+        let plan = generic_plan(sql, keyed.conn()).await;
+        assert_no_scan(what, &plan);
+        assert!(!plan.iter().any(|l| l.contains("Hash Join") || l.contains("Merge Join")), "{what}:\n{}", plan.join("\n"));
+    }
+
+    // No day's partition is opened by a statement that doesn't need it: what costs per partition and statement
+    // is what a batch of thirty can't afford.
+    let by_hash = [("dispatch", include_str!("../sql/dispatch.sql"))];
+    let by_key = [("record", include_str!("../sql/record.sql")), ("take", include_str!("../sql/take.sql"))];
+    for (statements, connection) in [(&by_hash[..], dispatch.conn()), (&by_key[..], keyed.conn())] {
+        for (what, sql) in statements {
+            let plan = generic_plan(sql, &mut *connection).await;
+            assert!(!plan.iter().any(|l| l.contains("_202") || l.contains("_203")), "{what}:\n{}", plan.join("\n"));
+        }
+    }
+    dispatch.give_back();
+    keyed.give_back();
+}

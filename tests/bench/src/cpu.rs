@@ -1,0 +1,95 @@
+//! CPU time and memory by process, from /proc: ours, PostgreSQL, NATS, Redis, and this harness.
+
+use std::collections::BTreeMap;
+
+/// One tick of `utime` and `stime` in /proc/<pid>/stat, in microseconds (`sysconf(_SC_CLK_TCK)` is 100 on Linux).
+const TICK_US: u64 = 10_000;
+
+/// CPU microseconds and PSS bytes by name.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// User and system time.
+    pub cpu_us: BTreeMap<String, u64>,
+    /// Proportional set size.
+    pub pss_bytes: BTreeMap<String, u64>,
+}
+
+struct Process {
+    pid: u32,
+    parent: u32,
+    name: String,
+    cpu_us: u64,
+}
+
+fn processes() -> Vec<Process> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter_map(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name stands in parentheses and may contain blanks.
+            let (name, rest) = (stat.get(stat.find('(')? + 1..stat.rfind(')')?)?, stat.get(stat.rfind(')')? + 2..)?);
+            let fields: Vec<&str> = rest.split_whitespace().collect();
+            let number = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok());
+            Some(Process {
+                pid,
+                parent: u32::try_from(number(1)?).ok()?,
+                name: name.to_owned(),
+                // With the time of children that ended (PostgreSQL's backends).
+                cpu_us: (number(11)? + number(12)? + number(13)? + number(14)?) * TICK_US,
+            })
+        })
+        .collect()
+}
+
+fn pss(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let kib = rollup
+        .lines()
+        .find_map(|l| l.strip_prefix("Pss:"))
+        .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+fn role(name: &str) -> &'static str {
+    match name {
+        n if n.starts_with("postgres") => "postgres",
+        n if n.starts_with("nats") => "nats",
+        n if n.starts_with("redis") => "redis",
+        _ => "ours",
+    }
+}
+
+impl Snapshot {
+    /// Everything below `root` by role, and this process as `harness`.
+    pub fn take(root: u32) -> Self {
+        let all = processes();
+        let mut snapshot = Self::default();
+        let mut members = vec![root];
+        let mut at = 0;
+        while let Some(parent) = members.get(at).copied() {
+            members.extend(all.iter().filter(|p| p.parent == parent).map(|p| p.pid));
+            at += 1;
+        }
+        for process in &all {
+            let role = if process.pid == std::process::id() {
+                "harness"
+            } else if members.contains(&process.pid) {
+                role(&process.name)
+            } else {
+                continue;
+            };
+            *snapshot.cpu_us.entry(role.to_owned()).or_default() += process.cpu_us;
+            *snapshot.pss_bytes.entry(role.to_owned()).or_default() += pss(process.pid);
+        }
+        snapshot
+    }
+
+    /// CPU time since `before`; memory as it is now.
+    pub fn since(mut self, before: &Self) -> Self {
+        for (role, us) in &mut self.cpu_us {
+            *us = us.saturating_sub(before.cpu_us.get(role).copied().unwrap_or(0));
+        }
+        self
+    }
+}

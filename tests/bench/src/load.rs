@@ -1,0 +1,205 @@
+//! The load generator: a closed loop (a fixed number of requests in flight) and an open loop (fixed start times,
+//! latency counted from the planned start).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::sink::Sink;
+use crate::system::System;
+
+/// How long to wait for stragglers.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Where events go in.
+pub struct Target {
+    client: reqwest::Client,
+    url: String,
+    endpoint: Option<String>,
+    filler: String,
+    next_seq: AtomicU64,
+}
+
+/// What one run saw.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// 202s.
+    pub accepted: u64,
+    /// Other answers, and failures.
+    pub refused: u64,
+    /// First post to last answer.
+    pub accept_seconds: f64,
+    /// First post to last arrival.
+    pub deliver_seconds: f64,
+    /// Distinct deliveries.
+    pub delivered: u64,
+    /// Accepted and not delivered.
+    pub lost: u64,
+    /// Receipts beyond the first.
+    pub duplicates: u64,
+    /// Accept latencies, sorted, in microseconds.
+    pub accept_us: Vec<u64>,
+    /// End-to-end latencies, sorted, in microseconds.
+    pub e2e_us: Vec<u64>,
+}
+
+fn client() -> anyhow::Result<reqwest::Client> {
+    Ok(reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1024).tcp_nodelay(true).build()?)
+}
+
+impl Target {
+    /// Events of `payload_bytes` for one endpoint, or for all where there are several.
+    pub fn new(system: &System, endpoints: &[String], payload_bytes: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            client: client()?,
+            url: format!("{}/api/v1/events", system.url()),
+            endpoint: match endpoints {
+                [only] => Some(only.clone()),
+                _ => None,
+            },
+            // 60 bytes stand for the numbers around it.
+            filler: "x".repeat(payload_bytes.saturating_sub(60)),
+            next_seq: AtomicU64::new(1),
+        })
+    }
+
+    fn body(&self, seq: u64, at_us: u64) -> String {
+        let endpoint = self.endpoint.as_ref().map_or(String::new(), |id| format!("\"endpoint_id\":\"{id}\","));
+        format!(
+            "{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{{\"seq\":{seq},\"at\":{at_us},\"filler\":\"{}\"}}}}",
+            self.filler
+        )
+    }
+
+    async fn send(&self, seq: u64, at_us: u64) -> bool {
+        let request =
+            self.client.post(&self.url).header("content-type", "application/json").body(self.body(seq, at_us));
+        match request.send().await {
+            Ok(answer) => {
+                let accepted = answer.status().as_u16() == 202;
+                let _ = answer.bytes().await;
+                accepted
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counted {
+    accepted: u64,
+    refused: u64,
+    accept_us: Vec<u64>,
+}
+
+/// Plain POSTs to the sink: requests a second.
+pub async fn baseline(sink: &Sink, payload_bytes: usize, in_flight: usize, time: Duration) -> anyhow::Result<f64> {
+    let client = client()?;
+    let url = sink.url();
+    let body = bytes::Bytes::from("x".repeat(payload_bytes));
+    let stop = Arc::new(AtomicBool::new(false));
+    let started = Instant::now();
+    let workers: Vec<_> = (0..in_flight)
+        .map(|_| {
+            let (client, url, body, stop) = (client.clone(), url.clone(), body.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut done = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok(answer) = client.post(&url).body(body.clone()).send().await {
+                        let _ = answer.bytes().await;
+                        done += 1;
+                    }
+                }
+                done
+            })
+        })
+        .collect();
+    tokio::time::sleep(time).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut total = 0;
+    for worker in workers {
+        total += worker.await?;
+    }
+    Ok(total as f64 / started.elapsed().as_secs_f64())
+}
+
+/// A fixed number of requests in flight for `time`.
+pub async fn closed(
+    target: &Target,
+    sink: &Sink,
+    in_flight: usize,
+    time: Duration,
+    fan_out: usize,
+) -> anyhow::Result<Outcome> {
+    sink.reset();
+    let started = Instant::now();
+    let work = (0..in_flight).map(|_| async {
+        let mut counted = Counted::default();
+        while started.elapsed() < time {
+            let seq = target.next_seq.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
+            if target.send(seq, sink.now_us()).await {
+                counted.accepted += 1;
+                counted.accept_us.push(begun.elapsed().as_micros() as u64);
+            } else {
+                counted.refused += 1;
+            }
+        }
+        counted
+    });
+    let counted = futures_util::future::join_all(work).await;
+    let accept_seconds = started.elapsed().as_secs_f64();
+    finish(counted, accept_seconds, started, sink, fan_out).await
+}
+
+/// A fixed rate for `time`.
+pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, fan_out: usize) -> anyhow::Result<Outcome> {
+    sink.reset();
+    let started = Instant::now();
+    let first_us = sink.now_us();
+    let count = rate * time.as_secs();
+    let work = (0..count).map(|i| async move {
+        let planned = Duration::from_micros(i * 1_000_000 / rate);
+        tokio::time::sleep_until((started + planned).into()).await;
+        let seq = target.next_seq.fetch_add(1, Ordering::Relaxed);
+        let planned_us = first_us + planned.as_micros() as u64;
+        let begun = Instant::now();
+        let accepted = target.send(seq, planned_us).await;
+        let mut counted = Counted::default();
+        if accepted {
+            counted.accepted = 1;
+            counted.accept_us.push(begun.elapsed().as_micros() as u64);
+        } else {
+            counted.refused = 1;
+        }
+        counted
+    });
+    let counted = futures_util::future::join_all(work).await;
+    let accept_seconds = started.elapsed().as_secs_f64();
+    finish(counted, accept_seconds, started, sink, fan_out).await
+}
+
+async fn finish(
+    counted: Vec<Counted>,
+    accept_seconds: f64,
+    started: Instant,
+    sink: &Sink,
+    fan_out: usize,
+) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome { accept_seconds, ..Outcome::default() };
+    for part in counted {
+        outcome.accepted += part.accepted;
+        outcome.refused += part.refused;
+        outcome.accept_us.extend(part.accept_us);
+    }
+    let expected = outcome.accepted * fan_out as u64;
+    let arrivals = sink.finish(expected, QUIET).await;
+    outcome.delivered = arrivals.seen.len() as u64;
+    outcome.lost = expected.saturating_sub(outcome.delivered);
+    outcome.duplicates = arrivals.seen.values().map(|n| u64::from(*n) - 1).sum();
+    outcome.deliver_seconds = arrivals.last.map_or(0.0, |at| at.duration_since(started).as_secs_f64());
+    outcome.e2e_us = arrivals.latencies_us;
+    outcome.e2e_us.sort_unstable();
+    outcome.accept_us.sort_unstable();
+    Ok(outcome)
+}

@@ -1,0 +1,145 @@
+//! A whole system for one test: private servers with their own ports and data, and either everything in one process
+//! or each service on its own.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::api::Api;
+use crate::process::{Process, binary, free_port};
+use crate::sink::Sink;
+
+/// The system, a client, and a receiver.
+pub struct World {
+    /// A client of the interface.
+    pub api: Api,
+    /// A receiver.
+    pub sink: Sink,
+    /// NATS for producers, without credentials.
+    pub nats_url: String,
+    /// The all-in-one, or the servers alone.
+    pub up: Process,
+    /// `--flag value` pairs by which services of their own find the servers.
+    links: Vec<String>,
+    dir: Dir,
+}
+
+/// The directory of one test; removed when everything in it has ended, kept where the test failed.
+struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+impl World {
+    /// Everything in one process, as `webhook-relay up` starts it.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::with("up", &[]).await
+    }
+
+    /// Everything in one process, with further flags.
+    pub async fn start_with(args: &[&str]) -> anyhow::Result<Self> {
+        Self::with("up", args).await
+    }
+
+    /// Private servers only: `webhook-relay servers`. `service` starts services; [`World::api`] points nowhere until
+    /// [`World::use_api`].
+    pub async fn servers() -> anyhow::Result<Self> {
+        Self::with("servers", &[]).await
+    }
+
+    async fn with(command: &str, more: &[&str]) -> anyhow::Result<Self> {
+        let sink = Sink::start().await?;
+        let dir = std::env::temp_dir().join(format!("relay-it-{}-{}", std::process::id(), free_port()));
+        std::fs::create_dir_all(&dir)?;
+        let nats_port = free_port();
+        let listen = format!("127.0.0.1:{}", free_port());
+        let data = dir.join("data").to_string_lossy().into_owned();
+        let mut args: Vec<String> = [
+            command,
+            "--data-dir",
+            &data,
+            "--postgres-port",
+            "0",
+            "--redis-port",
+            "0",
+            "--nats-port",
+            &nats_port.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        if command == "up" {
+            args.extend(["--listen".to_owned(), listen.clone()]);
+        }
+        args.extend(more.iter().map(|a| (*a).to_owned()));
+        let mut up = Process::start(&dir, command, &binary("webhook-relay")?, &args, &[])?;
+        let base = format!("http://{listen}");
+        let links = dir.join("data").join("servers.env");
+        if command == "up" {
+            up.wait_ready(&format!("{base}/health/ready")).await?;
+        } else {
+            let deadline = tokio::time::Instant::now() + crate::api::PATIENCE;
+            while !links.exists() {
+                anyhow::ensure!(tokio::time::Instant::now() < deadline, "the servers don't come up:\n{}", up.output());
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+        let links = read_links(&links)?;
+        let nats_url = format!("nats://127.0.0.1:{nats_port}");
+        Ok(Self { api: Api::new(&base), sink, nats_url, up, links, dir: Dir(dir) })
+    }
+
+    /// Starts a service of its own on these servers. Returns it and the address that it listens on: that of its
+    /// interface where it has one, else that of its health.
+    pub async fn service(&self, name: &str, binary_name: &str) -> anyhow::Result<(Process, String)> {
+        self.spawn(name, binary_name, None).await
+    }
+
+    /// An ingest that listens where another one did.
+    pub async fn ingest_at(&self, name: &str, address: &str) -> anyhow::Result<Process> {
+        Ok(self.spawn(name, "ingest", Some(address.to_owned())).await?.0)
+    }
+
+    async fn spawn(&self, name: &str, binary_name: &str, listen: Option<String>) -> anyhow::Result<(Process, String)> {
+        let health = format!("127.0.0.1:{}", free_port());
+        let mut args = vec!["--health-listen".to_owned(), health.clone()];
+        let mut address = health.clone();
+        if matches!(binary_name, "ingest" | "dlq-manager") {
+            address = listen.unwrap_or_else(|| format!("127.0.0.1:{}", free_port()));
+            args.extend(["--listen".to_owned(), address.clone()]);
+        }
+        if matches!(binary_name, "ingest" | "deliverer") {
+            args.extend(["--allow-network".to_owned(), "127.0.0.0/8".to_owned()]);
+        }
+        let pairs = self.links.iter().filter_map(|l| l.split_once('='));
+        let env: Vec<(String, String)> = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
+        process.wait_ready(&format!("http://{health}/health/ready")).await?;
+        Ok((process, address))
+    }
+
+    /// Lets [`World::api`] speak to another listener.
+    pub fn use_api(&mut self, address: &str) {
+        self.api = Api::new(&format!("http://{address}"));
+    }
+
+    /// A file of the data directory.
+    pub fn data(&self, file: &str) -> PathBuf {
+        self.dir.0.join("data").join(file)
+    }
+
+    /// The URL of one of the servers, from the links file: `DATABASE_URL`, `REDIS_URL`, `NATS_URL`.
+    pub fn link(&self, name: &str) -> anyhow::Result<String> {
+        let prefix = format!("{name}=");
+        self.links.iter().find_map(|l| l.strip_prefix(&prefix)).map(str::to_owned).with_context(|| format!("no {name}"))
+    }
+}
+
+fn read_links(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(text.lines().filter(|l| l.contains('=')).map(str::to_owned).collect())
+}
