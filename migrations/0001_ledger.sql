@@ -243,4 +243,50 @@ begin
 end
 $$;
 
+-- The stored event that an id stands for: its own, or one of the same key with a neighbouring day's id. A
+-- function, so that the dispatch statement doesn't open every day's partition each time it starts.
+create function relay_known_event(event uuid, day_before uuid, day_after uuid) returns uuid language plpgsql stable as $$
+declare
+    known uuid;
+begin
+    select e.id into known from events e where e.id = event;
+    if known is null then
+        select e.id into known from events e where e.id = day_before;
+    end if;
+    if known is null then
+        select e.id into known from events e where e.id = day_after;
+    end if;
+    return known;
+end
+$$;
+
+-- An event's type; a function for the same reason.
+create function relay_event_type(event uuid) returns text language plpgsql stable as $$
+begin
+    return (select e.type from events e where e.id = event);
+end
+$$;
+
+-- A 2xx whose delivery isn't open: makes a dead-lettered or discarded one delivered, unless it was sent again
+-- since, and resolves its letter. Returns the status that it had; negative: left as it was; null: there is no
+-- closed row. Volatile, so it sees what others have committed since the record statement began.
+create function relay_late_success(event uuid, endpoint uuid, number int, http_status int) returns int language plpgsql volatile as $$
+declare
+    was closed_deliveries%rowtype;
+begin
+    select * into was from closed_deliveries c where c.event_id = event and c.endpoint_id = endpoint for update;
+    if not found then
+        return null;
+    end if;
+    if was.status = 1 or number <= was.base then
+        return -was.status;
+    end if;
+    update closed_deliveries c
+    set status = 1, attempts = greatest(c.attempts, number), last_status = http_status, last_error = null, finished_at = now()
+    where c.event_id = event and c.endpoint_id = endpoint;
+    update dead_letters d set state = 'resolved' where d.event_id = event and d.endpoint_id = endpoint;
+    return was.status;
+end
+$$;
+
 select relay_make_partitions((now() at time zone 'utc')::date + d) from generate_series(-2, 7) as d;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use ipnet::IpNet;
+use relay_core::address::Network;
 use relay_core::lanes::LaneLimits;
 
 /// Settings of the deliverer.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Requests in flight at once
     #[arg(long, env = "RELAY_IN_FLIGHT_MAX", default_value_t = LaneLimits::default().global_in_flight)]
@@ -23,9 +24,10 @@ pub struct Config {
     /// Networks that endpoints may lie in although they are private, loopback or special. No flag of its own: the
     /// process that flattens these settings has one, which the REST interface uses too
     #[arg(skip)]
-    pub allow_networks: Vec<IpNet>,
-    /// Seconds that requests in flight get to finish when the process is told to stop
-    #[arg(long, env = "RELAY_IN_FLIGHT_GRACE_SECONDS", default_value_t = 30)]
+    pub allow_networks: Vec<Network>,
+    /// Seconds that requests in flight get to finish when the process is told to stop; what lasts longer is cut short,
+    /// recorded, and sent again later
+    #[arg(long, env = "RELAY_IN_FLIGHT_GRACE_SECONDS", default_value_t = 20)]
     pub in_flight_grace_seconds: u64,
 }
 

@@ -1,7 +1,8 @@
-//! Many small questions to the ledger, asked together: questions that come within a few milliseconds of each
-//! other become one statement. Used for the check before the send and for large payloads.
+//! Many small questions to the ledger, asked together: while a statement is under way, questions that come within a
+//! few milliseconds of each other become the next one. Used for the check before the send and for large payloads.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -9,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long the first question waits for others.
+/// How long the first question waits for others, while another statement is under way.
 const LINGER: Duration = Duration::from_millis(5);
 
 /// Asks. Cheap to clone.
@@ -64,24 +65,28 @@ async fn gather<Q, A, F, R>(
     F: Fn(Vec<Q>) -> R + Clone + Send + 'static,
     R: Future<Output = Option<Vec<A>>> + Send,
 {
+    // Each statement under way holds a clone: while there is none, nobody waits for company.
+    let under_way = Arc::new(());
     loop {
         let mut batch = Vec::new();
         if waiting.recv_many(&mut batch, batch_max).await == 0 {
             return;
         }
         let until = Instant::now() + LINGER;
-        while batch.len() < batch_max {
+        while batch.len() < batch_max && Arc::strong_count(&under_way) > 1 {
             let room = batch_max - batch.len();
             match timeout_at(until, waiting.recv_many(&mut batch, room)).await {
                 Ok(n) if n > 0 => {}
                 _ => break,
             }
         }
-        let ask = ask.clone();
+        let (ask, held) = (ask.clone(), Arc::clone(&under_way));
         // In a task of its own: a slow statement doesn't hold up the next questions.
         statements.spawn(async move {
             let (questions, askers): (Vec<Q>, Vec<_>) = batch.into_iter().unzip();
-            if let Some(answers) = ask(questions).await {
+            let answers = ask(questions).await;
+            drop(held);
+            if let Some(answers) = answers {
                 for (asker, answer) in askers.into_iter().zip(answers) {
                     // An asker that is gone needs no answer.
                     let _ = asker.send(answer);
@@ -94,7 +99,7 @@ async fn gather<Q, A, F, R>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     #[tokio::test(start_paused = true)]
     async fn questions_that_come_together_are_asked_together() {

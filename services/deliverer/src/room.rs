@@ -56,7 +56,11 @@ impl Room {
     /// The message brought this much: the rest is given back. Returns the size to give back later.
     pub fn brought(&self, lane: Lane, jobs: usize, bytes: usize) -> u32 {
         let kibibytes = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(MESSAGE_KIBIBYTES);
-        self.give_jobs(lane, (MESSAGE_JOBS as usize).saturating_sub(jobs));
+        match (MESSAGE_JOBS as usize).checked_sub(jobs) {
+            Some(unused) => self.give_jobs(lane, unused),
+            // A message of more jobs than ours have: its room is given back by each of them all the same.
+            None => drop(self.jobs[lane as usize].forget_permits(jobs - MESSAGE_JOBS as usize)),
+        }
         self.give_bytes(MESSAGE_KIBIBYTES - kibibytes);
         kibibytes
     }

@@ -2,6 +2,7 @@
 
 /// Settings of the dispatcher.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Largest payload of an event published straight to NATS, in bytes. No flag of its own: the process that
     /// flattens these settings has one, which the REST interface uses too

@@ -1,17 +1,51 @@
-//! TEMPORARY stand-in by the lead; the author of dlq-manager replaces all of it.
-use relay_links::Links;
+//! The DLQ manager: dead letters are listed, shown, replayed and discarded here (step 13 of an event's way: a closed
+//! delivery is opened again). Its leader also does what the ledger needs now and then (`duties`): closing what
+//! waits for deactivated endpoints, folding statistics, making and dropping partitions.
+//!
+//! To read: `routes` (one file each), `replay` (what becomes of a replay), `letter` (the shape of a letter).
+//! Any number of managers run side by side; one of them leads by a lease row, and two for a moment are harmless.
+
+mod api;
+mod cli;
+mod config;
+mod duties;
+mod letter;
+mod refusal;
+mod replay;
+mod routes;
+
+use std::convert::Infallible;
+
+pub use cli::{Cli, main_with};
+pub use config::{Config, Retention};
+pub use relay_links::Links;
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
-#[derive(Clone, Debug, clap::Args)]
-pub struct Config { #[arg(skip = std::net::SocketAddr::from(([127,0,0,1],8743)))] pub listen: std::net::SocketAddr }
-pub struct DlqManager;
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct StartError;
-impl DlqManager {
-    pub async fn start(_c: Config, _l: Links, _p: String) -> Result<Self, StartError> { Ok(Self) }
-    pub fn router(&self) -> OpenApiRouter { OpenApiRouter::new() }
-    pub async fn run(self, stop: tokio_util::sync::CancellationToken) { stop.cancelled().await }
+
+use crate::api::Api;
+
+/// A manager that is ready to run.
+pub struct DlqManager {
+    config: Config,
+    api: Api,
+    holder: String,
 }
-#[derive(clap::Parser, Debug)]
-pub struct Cli {}
-pub fn main_with(_: Cli) -> anyhow::Result<()> { Ok(()) }
+
+impl DlqManager {
+    /// Prepares the service; `holder` names this process in lease rows. Call it after the metrics recorder is
+    /// installed.
+    pub async fn start(config: Config, links: Links, holder: String) -> Result<Self, Infallible> {
+        Ok(Self { config, api: Api::new(links), holder })
+    }
+
+    /// The routes, to be merged with those of other services and served by the caller inside
+    /// [`relay_runtime::auth::protect`].
+    pub fn router(&self) -> OpenApiRouter {
+        routes::documented().with_state(self.api.clone())
+    }
+
+    /// Does the leader's duties until `stop` fires.
+    pub async fn run(self, stop: CancellationToken) {
+        duties::run(self.api.links.clone(), self.config.retention, self.holder, stop).await;
+    }
+}

@@ -166,7 +166,9 @@ mod tests {
 
     fn paths(refusal: Result<Draft, Refusal>) -> Vec<String> {
         match refusal {
-            Err(Refusal::Invalid(faults)) => faults.into_iter().map(|e| e.field.trim_start_matches("body.").to_owned()).collect(),
+            Err(Refusal::Invalid(faults)) => {
+                faults.into_iter().map(|e| e.field.trim_start_matches("body.").to_owned()).collect()
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -174,7 +176,9 @@ mod tests {
     #[test]
     fn a_full_request_becomes_a_draft() {
         let id = "0192f0a0-0000-7000-8000-000000000001";
-        let body = format!(r#"{{"endpoint_id":"{id}","event_type":"order.created","payload": {{"b": 1.0, "a":1}} ,"idempotency_key":"k","extra":1}}"#);
+        let body = format!(
+            r#"{{"endpoint_id":"{id}","event_type":"order.created","payload": {{"b": 1.0, "a":1}} ,"idempotency_key":"k","extra":1}}"#
+        );
         let draft = plain(&body).unwrap();
         assert_eq!(draft.endpoint.unwrap().to_string(), id);
         assert_eq!(draft.event_type.as_str(), "order.created");
@@ -246,7 +250,9 @@ mod tests {
     #[test]
     fn equal_keys_of_a_day_give_equal_ids() {
         let at = |secs| Utc.timestamp_opt(secs, 123_456_789).unwrap();
-        let make = |body: &str, secs, random| event(plain(body).unwrap(), TenantId::default_tenant(), accept_time(at(secs)), random);
+        let make = |body: &str, secs, random| {
+            event(plain(body).unwrap(), TenantId::default_tenant(), accept_time(at(secs)), random)
+        };
         let keyed = r#"{"event_type":"a","payload":1,"idempotency_key":"k"}"#;
         let one = make(keyed, 1_700_000_000, [1; 10]);
         assert_eq!(one.id, make(keyed, 1_700_000_001, [2; 10]).id);

@@ -164,10 +164,12 @@ impl Committer {
             return Err(CommitError::Overloaded);
         }
         let (done, outcome) = oneshot::channel();
-        self.queue.try_send(Waiting { event, arrived: Instant::now(), done, room }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => CommitError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => CommitError::Stopped,
-        })?;
+        self.queue.try_send(Waiting { event, arrived: Instant::now(), done, room }).map_err(
+            |refused| match refused {
+                mpsc::error::TrySendError::Full(_) => CommitError::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => CommitError::Stopped,
+            },
+        )?;
         outcome.await.unwrap_or(Err(CommitError::Stopped))
     }
 }

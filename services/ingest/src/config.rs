@@ -13,6 +13,7 @@ pub const REQUEST_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// Settings of ingest.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Config {
     /// Address of the REST interface; other than loopback needs an API key
     #[arg(long, env = "RELAY_LISTEN", default_value = "127.0.0.1:8742")]

@@ -234,7 +234,10 @@ mod tests {
     #[test]
     fn values_are_found_and_keep_their_bytes() {
         assert_eq!(texts("{}"), Ok([None, None]));
-        assert_eq!(texts(r#" {"x":[{}], "payload" : { "b":1,  "a":1e400 } , "a":null} "#), Ok([Some("null"), Some(r#"{ "b":1,  "a":1e400 }"#)]));
+        assert_eq!(
+            texts(r#" {"x":[{}], "payload" : { "b":1,  "a":1e400 } , "a":null} "#),
+            Ok([Some("null"), Some(r#"{ "b":1,  "a":1e400 }"#)])
+        );
         assert_eq!(texts(r#"{"a":1,"a":2}"#), Ok([Some("2"), None]));
         assert_eq!(texts(r#"{"\u0061":1}"#), Ok([Some("1"), None]));
     }

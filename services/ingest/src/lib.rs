@@ -1,5 +1,5 @@
 //! Ingest: the REST interface for events and endpoints. Steps 1 to 3 of an event's way: a request becomes a
-//! checked event ([`admit`]), waits for the running publish ([`committer`]), and is answered 202 when JetStream has
+//! checked event (`admit`), waits for the running publish (`committer`), and is answered 202 when JetStream has
 //! it on disk. Everything else here reads the ledger or changes endpoints.
 //!
 //! Any number of ingests run side by side; nothing is kept in one that another needs.

@@ -24,7 +24,9 @@ impl Query {
     }
 
     fn integer(&self, name: &'static str) -> Result<Option<i64>, Refusal> {
-        self.get(name).map(|text| text.parse().map_err(|_| invalid(format!("query.{name}"), "must be an integer"))).transpose()
+        self.get(name)
+            .map(|text| text.parse().map_err(|_| invalid(format!("query.{name}"), "must be an integer")))
+            .transpose()
     }
 
     /// A boolean, in the spellings of the seed's framework.
@@ -39,7 +41,8 @@ impl Query {
 
     /// `page` and `size`.
     pub fn page(&self) -> Result<PageRequest, Refusal> {
-        PageRequest::parse(self.integer("page")?, self.integer("size")?).map_err(|e| invalid(format!("query.{}", e.field), e))
+        PageRequest::parse(self.integer("page")?, self.integer("size")?)
+            .map_err(|e| invalid(format!("query.{}", e.field), e))
     }
 }
 

@@ -106,9 +106,10 @@ impl From<BodyError> for Refusal {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::Malformed(_) => Self::Malformed(error.to_string()),
-            BodyError::NotAnObject => {
-                Self::Invalid(vec![FieldError { field: "body".to_owned(), message: "must be a JSON object".to_owned() }])
-            }
+            BodyError::NotAnObject => Self::Invalid(vec![FieldError {
+                field: "body".to_owned(),
+                message: "must be a JSON object".to_owned(),
+            }]),
         }
     }
 }
@@ -117,8 +118,12 @@ impl From<CommitError> for Refusal {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Overloaded => Self::overloaded("Too many events are waiting to be stored"),
-            CommitError::Full => Self::Overloaded("The accept log is full; events are being worked off", RETRY_AFTER_FULL),
-            CommitError::Unavailable | CommitError::Refused | CommitError::Stopped => Self::Unavailable(error.to_string()),
+            CommitError::Full => {
+                Self::Overloaded("The accept log is full; events are being worked off", RETRY_AFTER_FULL)
+            }
+            CommitError::Unavailable | CommitError::Refused | CommitError::Stopped => {
+                Self::Unavailable(error.to_string())
+            }
         }
     }
 }
@@ -126,7 +131,9 @@ impl From<CommitError> for Refusal {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error.kind() {
-            ErrorKind::Data | ErrorKind::Inconsistent | ErrorKind::MissingPartition => Self::Internal(error.to_string()),
+            ErrorKind::Data | ErrorKind::Inconsistent | ErrorKind::MissingPartition => {
+                Self::Internal(error.to_string())
+            }
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Conflict | ErrorKind::Closed => {
                 tracing::warn!(%error, "a request needs Postgres");
                 Self::Unavailable("The database does not answer".to_owned())
@@ -141,7 +148,12 @@ mod tests {
 
     #[test]
     fn what_passes_says_when_to_try_again() {
-        for refusal in [Refusal::from(CommitError::Full), CommitError::Overloaded.into(), CommitError::Unavailable.into(), StoreError::Timeout.into()] {
+        for refusal in [
+            Refusal::from(CommitError::Full),
+            CommitError::Overloaded.into(),
+            CommitError::Unavailable.into(),
+            StoreError::Timeout.into(),
+        ] {
             let problem = Problem::from(refusal);
             assert_eq!(problem.status(), 503);
             assert!(problem.retry_after.is_some());
@@ -152,7 +164,10 @@ mod tests {
     fn the_texts_of_the_interface() {
         let detail = |refusal| Problem::from(refusal).detail;
         assert_eq!(detail(Refusal::UnknownEndpoint), "Endpoint not found");
-        assert_eq!(detail(Refusal::TypeNotAccepted("a.b".to_owned())), "Event type 'a.b' not accepted by this endpoint");
+        assert_eq!(
+            detail(Refusal::TypeNotAccepted("a.b".to_owned())),
+            "Event type 'a.b' not accepted by this endpoint"
+        );
         assert_eq!(Problem::from(Refusal::from(BodyError::NotAnObject)).errors[0].field, "body");
     }
 }

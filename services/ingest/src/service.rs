@@ -62,8 +62,12 @@ impl Ingest {
             && links.directory.age().is_none()
         {
             match links.directory.load_from(file).await {
-                Ok(()) => tracing::warn!(file = %file.display(), "Postgres is away; starting with the last known endpoints"),
-                Err(error) => tracing::warn!(%error, "Postgres is away, and there is no copy of the directory to start with"),
+                Ok(()) => {
+                    tracing::warn!(file = %file.display(), "Postgres is away; starting with the last known endpoints")
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "Postgres is away, and there is no copy of the directory to start with")
+                }
             }
         }
         let stop_commit = CancellationToken::new();
@@ -79,12 +83,7 @@ impl Ingest {
             payload_bytes_max: config.payload_bytes_max,
             counters: Counters::register(),
         });
-        Ok(Self {
-            api,
-            state_file,
-            commit: Box::pin(run.run(stop_commit.clone())),
-            stop_commit,
-        })
+        Ok(Self { api, state_file, commit: Box::pin(run.run(stop_commit.clone())), stop_commit })
     }
 
     /// The routes, to be merged with those of other services and served by the caller.

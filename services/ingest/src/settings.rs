@@ -13,7 +13,6 @@ use serde_json::value::RawValue;
 use crate::fields::{self, Faults, is_null};
 use crate::refusal::Refusal;
 
-
 const FIELDS: &[&str; 15] = &[
     "name",
     "url",
@@ -114,7 +113,8 @@ fn read(body: &[u8], policy: &AddressPolicy) -> Result<(Settings, Faults), Refus
         custom_headers: given("custom_headers").and_then(|(n, v)| custom_headers(f, n, v)),
         circuit_failure_threshold: given("circuit_failure_threshold")
             .and_then(|(n, v)| f.integer(n, v, &limits::CIRCUIT_THRESHOLD)),
-        circuit_window_seconds: given("circuit_window_seconds").and_then(|(n, v)| f.integer(n, v, &limits::CIRCUIT_SECONDS)),
+        circuit_window_seconds: given("circuit_window_seconds")
+            .and_then(|(n, v)| f.integer(n, v, &limits::CIRCUIT_SECONDS)),
         circuit_recovery_seconds: given("circuit_recovery_seconds")
             .and_then(|(n, v)| f.integer(n, v, &limits::CIRCUIT_SECONDS)),
         is_active: given("is_active").and_then(|(n, v)| f.boolean(n, v)),
@@ -129,7 +129,12 @@ fn note<T, E: std::fmt::Display>(faults: &mut Faults, name: &str, checked: Resul
 }
 
 /// A text of some characters without control characters (a NUL can't be stored).
-fn text_of(faults: &mut Faults, name: &str, value: &RawValue, chars: std::ops::RangeInclusive<usize>) -> Option<String> {
+fn text_of(
+    faults: &mut Faults,
+    name: &str,
+    value: &RawValue,
+    chars: std::ops::RangeInclusive<usize>,
+) -> Option<String> {
     let text = faults.string(name, value)?;
     if !chars.contains(&text.chars().count()) {
         faults.add(name, format_args!("must have {} to {} characters", chars.start(), chars.end()));
@@ -146,7 +151,10 @@ fn schedule(faults: &mut Faults, value: &RawValue) -> Option<Vec<u32>> {
     const NAME: &str = "retry_schedule_seconds";
     let items = faults.list(NAME, value)?;
     if !limits::SCHEDULE_LEN.contains(&items.len()) {
-        faults.add(NAME, format_args!("must have {} to {} delays", limits::SCHEDULE_LEN.start(), limits::SCHEDULE_LEN.end()));
+        faults.add(
+            NAME,
+            format_args!("must have {} to {} delays", limits::SCHEDULE_LEN.start(), limits::SCHEDULE_LEN.end()),
+        );
         return None;
     }
     let delays: Vec<Option<u32>> = items
@@ -215,7 +223,10 @@ mod tests {
             ("circuit_recovery_seconds", 1, 3600),
         ] {
             for good in [least, most] {
-                assert!(creation(with(&format!(r#","{field}":{good}"#)).as_bytes(), &policy()).is_ok(), "{field} {good}");
+                assert!(
+                    creation(with(&format!(r#","{field}":{good}"#)).as_bytes(), &policy()).is_ok(),
+                    "{field} {good}"
+                );
             }
             for bad in [least - 1, most + 1] {
                 assert_eq!(wrong(&with(&format!(r#","{field}":{bad}"#))), [format!("body.{field}")]);
@@ -250,7 +261,8 @@ mod tests {
 
     #[test]
     fn nulls_change_nothing_and_secrets_stay_secret() {
-        let nulls = br#"{"name":null,"url":null,"max_retries":null,"custom_headers":null,"is_active":null,"paused":null}"#;
+        let nulls =
+            br#"{"name":null,"url":null,"max_retries":null,"custom_headers":null,"is_active":null,"paused":null}"#;
         let settings = change(nulls, &policy()).unwrap();
         assert!(settings.name.is_none() && settings.url.is_none() && settings.is_active.is_none());
         let errors = creation(with(r#","signing_secret":"short-one""#).as_bytes(), &policy()).unwrap_err();

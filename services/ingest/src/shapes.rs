@@ -36,7 +36,13 @@ pub struct Page<T> {
 impl<T> Page<T> {
     /// The page that was asked for, of a list with `total` entries, where that is known.
     pub fn new(items: Vec<T>, total: Option<i64>, request: PageRequest) -> Self {
-        Self { items, total, page: request.page, size: request.size, pages: total.map(|total| pages(total, request.size)) }
+        Self {
+            items,
+            total,
+            page: request.page,
+            size: request.size,
+            pages: total.map(|total| pages(total, request.size)),
+        }
     }
 }
 
@@ -88,7 +94,12 @@ impl EndpointShape {
             circuit_recovery_seconds: endpoint.circuit.recovery.as_secs(),
             is_active: endpoint.is_active,
             paused: endpoint.paused,
-            previous_secret_until: endpoint.secrets.previous.as_ref().map(|(_, until)| *until).filter(|until| *until > now),
+            previous_secret_until: endpoint
+                .secrets
+                .previous
+                .as_ref()
+                .map(|(_, until)| *until)
+                .filter(|until| *until > now),
             created_at: endpoint.created_at,
             updated_at: endpoint.updated_at,
         }
@@ -438,6 +449,9 @@ mod tests {
         assert_eq!(body.chars().count(), 10_000);
         assert!(body.starts_with("\u{fffd}\0é"));
         assert_eq!(shape.duration_ms, 1.24);
-        assert_eq!(shape.response_headers, BTreeMap::from([("a".to_owned(), "1, 2".to_owned()), ("b".to_owned(), "x:y".to_owned())]));
+        assert_eq!(
+            shape.response_headers,
+            BTreeMap::from([("a".to_owned(), "1, 2".to_owned()), ("b".to_owned(), "x:y".to_owned())])
+        );
     }
 }

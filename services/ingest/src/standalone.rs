@@ -3,13 +3,11 @@
 use anyhow::Context as _;
 use relay_links::{Addresses, Links};
 use relay_runtime::auth::{self, ApiKey};
-use relay_runtime::flags::{DatabaseFlags, ExposeSecret, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::{Config, Ingest, base, with_document};
 
@@ -52,11 +50,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     auth::check_listen(cli.config.listen, &key)?;
     let measured = metrics::install()?;
     let pod = pod::name();
-    let addresses = Addresses {
-        database_url: cli.database.url()?.expose_secret().to_owned(),
-        redis_url: cli.redis.url()?.expose_secret().to_owned(),
-        nats_url: cli.nats.url()?.expose_secret().to_owned(),
-    };
+    let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let listener = bind(cli.config.listen).await?;
     let health_listener = bind(cli.health.listen(health_port::INGEST)).await?;
     let soft = shutdown.soft();
@@ -88,18 +82,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     service.spawn("ingest", ingest.run(service.stop()));
     let background = shutdown.group("background");
     background.spawn("health", health.serve(health_listener, background.stop()));
-    background.spawn("links", keep(links, background.stop()));
+    links.run_background(&background);
     shutdown.finish().await?;
     Ok(())
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
-}
-
-async fn keep(links: Links, stop: CancellationToken) {
-    let tasks = TaskTracker::new();
-    links.run_background(&tasks, &stop);
-    tasks.close();
-    tasks.wait().await;
 }

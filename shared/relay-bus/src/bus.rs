@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use async_nats::Client;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::api;
 use crate::connect::{Address, BusOptions, Connection};
 use crate::disruption::Disruption;
 use crate::error::BusError;
@@ -20,7 +21,6 @@ use crate::history::Sample;
 use crate::letters::{self, LetterHint};
 use crate::replies::Replies;
 use crate::topology::Topology;
-use crate::{advisory, api};
 
 /// A connection to NATS with everything the services do there. Cheap to clone.
 #[derive(Clone)]
@@ -40,6 +40,8 @@ pub struct Inner {
     pub(crate) letters: mpsc::Sender<LetterHint>,
     pub(crate) letters_dropped: Arc<AtomicU64>,
     pub(crate) history: Mutex<VecDeque<Sample>>,
+    pub(crate) watches_leaders: AtomicBool,
+    pub(crate) stop: CancellationToken,
     _stop: DropGuard,
 }
 
@@ -73,7 +75,6 @@ impl Bus {
         )?;
         let stop = CancellationToken::new();
         let replies = Replies::start(&publishing, stop.clone()).await?;
-        tokio::spawn(advisory::watch_leaders(consuming.client.clone(), Arc::clone(&disruption), stop.clone()));
         let (letters, queue) = mpsc::channel(letters::QUEUE_MAX);
         let letters_dropped = Arc::new(AtomicU64::new(0));
         let bus = Self(Arc::new(Inner {
@@ -88,7 +89,9 @@ impl Bus {
             letters,
             letters_dropped,
             history: Mutex::new(VecDeque::new()),
-            _stop: stop.drop_guard(),
+            watches_leaders: AtomicBool::new(false),
+            _stop: stop.clone().drop_guard(),
+            stop,
         }));
         tokio::spawn(letters::publish_queued(Arc::downgrade(&bus.0), queue));
         Ok(bus)

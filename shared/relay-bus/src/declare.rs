@@ -1,8 +1,6 @@
 //! Making what is missing, comparing what is there, deleting nothing. At start by [`Bus::declare`], at run time
 //! by publishers and pullers that find no stream or consumer.
 
-use std::time::Duration;
-
 use async_nats::Client;
 use relay_core::subject::EVENTS_STREAM;
 use serde_json::{Value, json};
@@ -13,9 +11,6 @@ use crate::bus::Bus;
 use crate::error::BusError;
 use crate::topology::{Topology, differences};
 
-/// Somebody of this process declared so recently that it needn't be done again.
-const RECENT: Duration = Duration::from_millis(200);
-
 impl Bus {
     /// Makes the streams and consumers that are missing, and logs how existing ones differ from what is wanted.
     ///
@@ -23,21 +18,20 @@ impl Bus {
     /// NATS doesn't answer, or refuses to make one of them.
     pub async fn declare(&self, topology: &Topology) -> Result<(), BusError> {
         *self.topology.lock().expect("no code panics while it holds this lock") = *topology;
-        let mut last = self.declaring.lock().await;
-        declare_all(self.api(), topology).await?;
-        *last = Some(Instant::now());
-        Ok(())
+        self.declare_after(Instant::now()).await
     }
 
-    /// Declares again what was declared last (or the defaults), at most one call at a time.
-    pub(crate) async fn declare_again(&self) -> Result<(), BusError> {
+    /// Declares again what was declared last (or the defaults), unless somebody of this process has begun to do so
+    /// after `missed`, when the caller found something missing. One call at a time.
+    pub(crate) async fn declare_after(&self, missed: Instant) -> Result<(), BusError> {
         let topology = *self.topology.lock().expect("no code panics while it holds this lock");
         let mut last = self.declaring.lock().await;
-        if last.is_some_and(|at| at.elapsed() < RECENT) {
+        if last.is_some_and(|begun| begun > missed) {
             return Ok(());
         }
+        let begun = Instant::now();
         declare_all(self.api(), &topology).await?;
-        *last = Some(Instant::now());
+        *last = Some(begun);
         Ok(())
     }
 }

@@ -110,7 +110,7 @@ impl Bus {
         if answer.status != Some(StatusCode::NO_RESPONDERS) {
             return read_answer(&answer);
         }
-        self.declare_again().await.map_err(|e| PublishError::Unavailable(e.to_string()))?;
+        self.declare_after(Instant::now()).await.map_err(|e| PublishError::Unavailable(e.to_string()))?;
         let answer = self.publish_once(subject, headers, payload, within).await?;
         read_answer(&answer)
     }

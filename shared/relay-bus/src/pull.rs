@@ -48,7 +48,8 @@ pub(crate) struct Puller {
     seen: Instant,
     failures: u32,
     retry_at: Option<Instant>,
-    declare_first: bool,
+    /// Something was missing then: declare before the next request.
+    missed: Option<Instant>,
     /// Whether a message came since the last request.
     got_some: bool,
 }
@@ -64,7 +65,7 @@ impl Puller {
             seen: Instant::now(),
             failures: 0,
             retry_at: None,
-            declare_first: false,
+            missed: None,
             got_some: false,
         }
     }
@@ -87,9 +88,9 @@ impl Puller {
     }
 
     async fn request(&mut self) -> Result<(), String> {
-        if self.declare_first {
-            self.bus.declare_again().await.map_err(|e| e.to_string())?;
-            self.declare_first = false;
+        if let Some(missed) = self.missed {
+            self.bus.declare_after(missed).await.map_err(|e| e.to_string())?;
+            self.missed = None;
         }
         let client = &self.bus.consuming.client;
         let inbox = match &self.subscriber {
@@ -159,7 +160,7 @@ impl Puller {
             }
             status => {
                 // Mostly "Consumer Deleted" and no responders; asking the server what is there costs little.
-                self.declare_first = true;
+                self.missed = Some(Instant::now());
                 self.fail(&format!("{status} {words}"));
             }
         }
@@ -180,7 +181,7 @@ impl Puller {
         let is_silent = self.seen.max(waiting_since).elapsed() >= SILENCE_MAX;
         if self.retry_at.is_none() && self.credit > 0 && is_silent && self.bus.consuming.link.borrow().up {
             self.subscriber = None;
-            self.declare_first = true;
+            self.missed = Some(Instant::now());
             self.fail("no heartbeat from the server");
         }
     }

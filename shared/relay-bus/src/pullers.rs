@@ -24,6 +24,7 @@ pub(crate) struct Pullers {
 
 impl Pullers {
     pub fn new(bus: &Bus, from: impl IntoIterator<Item = PullFrom>) -> Self {
+        bus.watch_leaders();
         let list = from.into_iter().map(|from| Puller::new(bus.clone(), from)).collect();
         Self { list, turn: 0, link: bus.consuming.link.clone() }
     }

@@ -22,7 +22,8 @@ where
     Fut: Future<Output = Result<R, StoreError>>,
 {
     let mut pieces = Vec::with_capacity(1);
-    let mut open = Vec::from([0..len]);
+    let mut open = Vec::new();
+    open.push(0..len);
     while let Some(range) = open.pop() {
         if range.is_empty() {
             continue;

@@ -49,19 +49,13 @@ impl Store {
         let leases: Vec<i64> = order.iter().map(|n| micros(keys[*n].lease)).collect();
         let rows = self
             .keyed
-            .all(sqlx::query_file!(
-                "src/sql/take.sql",
-                &events,
-                &endpoints,
-                &claims,
-                &attempts,
-                &leases
-            ))
+            .all(sqlx::query_file!("src/sql/take.sql", &events, &endpoints, &claims, &attempts, &leases))
             .await?;
         let mut taken = vec![None; keys.len()];
         for row in rows {
             let place = usize::try_from(row.n - 1).ok().and_then(|n| order.get(n)).copied();
-            let place = place.ok_or_else(|| StoreError::Inconsistent(format!("the check answered for row {}", row.n)))?;
+            let place =
+                place.ok_or_else(|| StoreError::Inconsistent(format!("the check answered for row {}", row.n)))?;
             taken[place] = Some(Taken { claim: row.claim, claimed_at: row.now });
         }
         Ok(taken)

@@ -48,13 +48,14 @@ pub struct ClaimBudget {
 impl Store {
     /// Endpoints that have due rows, lapsed leases included.
     pub async fn due(&self) -> Result<Vec<DueEndpoint>, StoreError> {
-        let rows = self
-            .keyed
-            .all(sqlx::query_file!("src/sql/due.sql"))
-            .await?;
+        let rows = self.keyed.all(sqlx::query_file!("src/sql/due.sql")).await?;
         Ok(rows
             .into_iter()
-            .map(|r| DueEndpoint { endpoint: EndpointId(r.endpoint_id), tenant: TenantId::trusted(&r.tenant), oldest: r.due_at })
+            .map(|r| DueEndpoint {
+                endpoint: EndpointId(r.endpoint_id),
+                tenant: TenantId::trusted(&r.tenant),
+                oldest: r.due_at,
+            })
             .collect())
     }
 
@@ -94,14 +95,7 @@ impl Store {
         let payload_max = i32::try_from(PAYLOAD_BYTES_MAX).unwrap_or(i32::MAX);
         let rows = self
             .keyed
-            .all(sqlx::query_file!(
-                "src/sql/claim.sql",
-                &endpoints,
-                &limits,
-                &leases,
-                include_lapsed,
-                payload_max
-            ))
+            .all(sqlx::query_file!("src/sql/claim.sql", &endpoints, &limits, &leases, include_lapsed, payload_max))
             .await?;
         rows.into_iter()
             .map(|r| {

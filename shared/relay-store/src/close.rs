@@ -58,7 +58,12 @@ impl Store {
 
     /// Discards what waits for an endpoint (the end of a pause without its backlog): events accepted before
     /// `before`, at most `limit`. Returns how many; 0 = done for now.
-    pub async fn discard_waiting(&self, endpoint: EndpointId, before: DateTime<Utc>, limit: i64) -> Result<usize, StoreError> {
+    pub async fn discard_waiting(
+        &self,
+        endpoint: EndpointId,
+        before: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<usize, StoreError> {
         let rows = self
             .keyed
             .all(sqlx::query!(

@@ -70,7 +70,12 @@ impl std::fmt::Debug for Store {
     }
 }
 
-fn runner<V: Display + Clone>(options: &PgConnectOptions, settings: &[(&str, V)], connections: u32, ping: bool) -> Runner {
+fn runner<V: Display + Clone>(
+    options: &PgConnectOptions,
+    settings: &[(&str, V)],
+    connections: u32,
+    ping: bool,
+) -> Runner {
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_DEADLINE)
@@ -93,7 +98,8 @@ impl Store {
     /// Opens the ledger with its first statement: for an ingest that starts while Postgres is away.
     pub fn lazy(url: &str, options: StoreOptions) -> Result<Self, StoreError> {
         // The driver's words may hold the URL, and that a password.
-        let parsed = PgConnectOptions::from_str(url).map_err(|_| StoreError::unavailable("the database URL can't be read"))?;
+        let parsed =
+            PgConnectOptions::from_str(url).map_err(|_| StoreError::unavailable("the database URL can't be read"))?;
         Ok(Self::open(parsed, &options))
     }
 

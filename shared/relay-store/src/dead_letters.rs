@@ -115,7 +115,9 @@ impl TryFrom<Row> for DeadLetter {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let odd = |what: &str, text: &str| StoreError::Inconsistent(format!("dead letter {} has the {what} {text:?}", row.id));
+        let odd = |what: &str, text: &str| {
+            StoreError::Inconsistent(format!("dead letter {} has the {what} {text:?}", row.id))
+        };
         Ok(Self {
             id: DeadLetterId(row.id),
             event: EventId(row.event_id),
@@ -138,7 +140,11 @@ impl TryFrom<Row> for DeadLetter {
 
 impl Store {
     /// One letter. `None` as tenant: any (an operator).
-    pub async fn dead_letter(&self, tenant: Option<&TenantId>, letter: DeadLetterId) -> Result<Option<DeadLetter>, StoreError> {
+    pub async fn dead_letter(
+        &self,
+        tenant: Option<&TenantId>,
+        letter: DeadLetterId,
+    ) -> Result<Option<DeadLetter>, StoreError> {
         let row = self
             .keyed
             .optional(sqlx::query_as!(

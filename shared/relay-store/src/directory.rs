@@ -90,7 +90,8 @@ impl Directory {
     /// Compares all versions and reads what has changed.
     pub async fn refresh_all(&self) -> Result<(), StoreError> {
         let at = Instant::now();
-        let rows = self.inner.store.queries.all(sqlx::query!("select t.id, t.directory_version from tenants t")).await?;
+        let rows =
+            self.inner.store.queries.all(sqlx::query!("select t.id, t.directory_version from tenants t")).await?;
         let snapshot = self.snapshot();
         let mut changed = Vec::new();
         for row in rows {
@@ -198,7 +199,9 @@ impl Directory {
             };
             let done = if hinted {
                 let tenants: Vec<TenantId> =
-                    std::mem::take(&mut *self.inner.hinted.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect();
+                    std::mem::take(&mut *self.inner.hinted.lock().unwrap_or_else(PoisonError::into_inner))
+                        .into_iter()
+                        .collect();
                 tokio::select! {
                     () = stop.cancelled() => return,
                     done = self.read(&tenants) => done,

@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use chrono::{DateTime, NaiveDate, Utc};
 use relay_core::ids::{DeadLetterId, EventId, TenantId};
 use relay_core::protocol::PlannedEvent;
+use sqlx::Postgres;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Map;
-use sqlx::Postgres;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -65,13 +65,14 @@ impl Row {
     /// Ordinals count from 1, as Postgres counts them.
     fn outcomes(self, batch: &[&PlannedEvent]) -> Result<Answer, StoreError> {
         let mut outcomes = vec![DispatchOutcome::Present; batch.len()];
-        let mut set = |n: i64, outcome: DispatchOutcome| match usize::try_from(n - 1).ok().and_then(|n| outcomes.get_mut(n)) {
-            Some(place) => {
-                *place = outcome;
-                Ok(())
-            }
-            None => Err(StoreError::Inconsistent(format!("the dispatch statement answered for row {n}"))),
-        };
+        let mut set =
+            |n: i64, outcome: DispatchOutcome| match usize::try_from(n - 1).ok().and_then(|n| outcomes.get_mut(n)) {
+                Some(place) => {
+                    *place = outcome;
+                    Ok(())
+                }
+                None => Err(StoreError::Inconsistent(format!("the dispatch statement answered for row {n}"))),
+            };
         for n in self.stale {
             set(n, DispatchOutcome::Stale)?;
         }
@@ -80,7 +81,9 @@ impl Row {
         }
         let places: HashMap<Uuid, usize> = batch.iter().enumerate().map(|(n, p)| (p.event.id.0, n)).collect();
         for id in self.inserted {
-            let n = places.get(&id).ok_or_else(|| StoreError::Inconsistent(format!("the dispatch statement wrote event {id}")))?;
+            let n = places
+                .get(&id)
+                .ok_or_else(|| StoreError::Inconsistent(format!("the dispatch statement wrote event {id}")))?;
             outcomes[*n] = DispatchOutcome::Inserted;
         }
         Ok(Answer { now: self.now, outcomes })
@@ -88,7 +91,9 @@ impl Row {
 }
 
 /// The statement for a batch, with its arguments. `batch` is sorted by event id.
-fn statement(batch: &[&PlannedEvent]) -> Map<'static, Postgres, impl FnMut(PgRow) -> Result<Row, sqlx::Error> + Send + use<>, PgArguments> {
+fn statement(
+    batch: &[&PlannedEvent],
+) -> Map<'static, Postgres, impl FnMut(PgRow) -> Result<Row, sqlx::Error> + Send + use<>, PgArguments> {
     let mut fence: HashMap<(&TenantId, i64), i32> = HashMap::new();
     let (mut tenants, mut versions) = (Vec::new(), Vec::new());
     let fence_index: Vec<i32> = batch
@@ -275,7 +280,9 @@ pub struct VersionLock(Held);
 impl VersionLock {
     /// Lets go.
     pub async fn release(mut self) -> Result<(), StoreError> {
-        tokio::time::timeout(DEADLINE, sqlx::raw_sql("commit").execute(self.0.conn())).await.map_err(|_| StoreError::Timeout)??;
+        tokio::time::timeout(DEADLINE, sqlx::raw_sql("commit").execute(self.0.conn()))
+            .await
+            .map_err(|_| StoreError::Timeout)??;
         self.0.give_back();
         Ok(())
     }

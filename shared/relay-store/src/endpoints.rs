@@ -179,7 +179,10 @@ impl Store {
 
     /// All tenants but the system's own.
     pub async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
-        let ids = self.queries.all(sqlx::query_scalar!("select t.id from tenants t where t.id not like '\\_%' order by t.id")).await?;
+        let ids = self
+            .queries
+            .all(sqlx::query_scalar!("select t.id from tenants t where t.id not like '\\_%' order by t.id"))
+            .await?;
         Ok(ids.iter().map(|t| TenantId::trusted(t)).collect())
     }
 
@@ -245,7 +248,12 @@ impl Store {
     }
 
     /// A tenant's endpoints, newest first.
-    pub async fn list_endpoints(&self, tenant: &TenantId, is_active: Option<bool>, window: &Window) -> Result<Listed<Endpoint>, StoreError> {
+    pub async fn list_endpoints(
+        &self,
+        tenant: &TenantId,
+        is_active: Option<bool>,
+        window: &Window,
+    ) -> Result<Listed<Endpoint>, StoreError> {
         let rows = self
             .queries
             .all(sqlx::query_as!(
@@ -281,8 +289,14 @@ impl Store {
     }
 
     /// Changes an endpoint. `None`: there is no such endpoint.
-    pub async fn update_endpoint(&self, tenant: &TenantId, id: EndpointId, change: &EndpointChange) -> Result<Option<Endpoint>, StoreError> {
-        let schedule: Option<Option<Vec<i32>>> = change.schedule_seconds.as_ref().map(|s| s.as_deref().map(stored_schedule));
+    pub async fn update_endpoint(
+        &self,
+        tenant: &TenantId,
+        id: EndpointId,
+        change: &EndpointChange,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        let schedule: Option<Option<Vec<i32>>> =
+            change.schedule_seconds.as_ref().map(|s| s.as_deref().map(stored_schedule));
         let row = self
             .queries
             .optional(sqlx::query_as!(

@@ -226,12 +226,17 @@ impl Store {
     /// One event with its deliveries and last attempts. Aliases are followed.
     pub async fn event_view(&self, tenant: &TenantId, event: EventId) -> Result<Option<EventView>, StoreError> {
         let Some(event) = self.resolve_event(tenant, event).await? else { return Ok(None) };
-        let Some(summary) = self.summaries(tenant, Some(event), &EventFilter::default(), None, 0, 1).await?.into_iter().next() else {
+        let Some(summary) =
+            self.summaries(tenant, Some(event), &EventFilter::default(), None, 0, 1).await?.into_iter().next()
+        else {
             return Ok(None);
         };
         let row = self
             .keyed
-            .optional(sqlx::query!("select e.idempotency_key, e.trace, e.payload from events e where e.id = $1", event.0))
+            .optional(sqlx::query!(
+                "select e.idempotency_key, e.trace, e.payload from events e where e.id = $1",
+                event.0
+            ))
             .await?;
         let Some(row) = row else { return Ok(None) };
         let mut attempts = self.attempts_of(event, &Window::after(None, ATTEMPTS_SHOWN_MAX)).await?;
@@ -356,7 +361,12 @@ impl Store {
     /// Events of a tenant, newest first. A filter looks at a bounded number of events: there may be fewer items
     /// than asked for, and `next` all the same. Page numbers (offsets) count events before the filter by
     /// endpoint and status; totals are given without those two filters only.
-    pub async fn list_events(&self, tenant: &TenantId, filter: &EventFilter, window: &Window) -> Result<Listed<EventSummary>, StoreError> {
+    pub async fn list_events(
+        &self,
+        tenant: &TenantId,
+        filter: &EventFilter,
+        window: &Window,
+    ) -> Result<Listed<EventSummary>, StoreError> {
         let limit = usize::try_from(window.limit).unwrap_or(0);
         let is_filtered = filter.status.is_some() || filter.endpoint.is_some() || filter.event_type.is_some();
         let step = if is_filtered { SCAN_STEP.max(window.limit) } else { window.limit.saturating_add(1) };
@@ -387,7 +397,8 @@ impl Store {
                 break;
             }
         }
-        let total = if window.with_total && !is_filtered { Some(self.count_events(tenant, filter).await?) } else { None };
+        let total =
+            if window.with_total && !is_filtered { Some(self.count_events(tenant, filter).await?) } else { None };
         Ok(Listed { items, total: total.filter(|n| *n <= TOTAL_MAX), next })
     }
 

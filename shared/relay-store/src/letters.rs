@@ -48,7 +48,8 @@ impl Store {
         sorted.sort_by_key(|l| l.event_id.map_or(l.id.0, |e| e.0));
         let ids: Vec<Uuid> = sorted.iter().map(|l| l.id.0).collect();
         let events: Vec<Uuid> = sorted.iter().map(|l| l.event_id.map_or(l.id.0, |e| e.0)).collect();
-        let tenants: Vec<Option<String>> = sorted.iter().map(|l| l.tenant.as_ref().map(|t| storable(t.as_str()))).collect();
+        let tenants: Vec<Option<String>> =
+            sorted.iter().map(|l| l.tenant.as_ref().map(|t| storable(t.as_str()))).collect();
         let types: Vec<Option<String>> = sorted.iter().map(|l| l.event_type.as_deref().map(storable)).collect();
         let reasons: Vec<&str> = sorted.iter().map(|l| l.reason.as_str()).collect();
         let errors: Vec<&[u8]> = sorted.iter().map(|l| l.error.as_bytes()).collect();

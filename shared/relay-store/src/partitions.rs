@@ -50,7 +50,10 @@ impl Store {
     }
 
     async fn make_partitions(&self, day: NaiveDate) -> Result<(), StoreError> {
-        self.queries.execute(sqlx::query!("select relay_make_partitions($1) where $1 is not null", day)).await.map(|_| ())
+        self.queries
+            .execute(sqlx::query!("select relay_make_partitions($1) where $1 is not null", day))
+            .await
+            .map(|_| ())
     }
 }
 

@@ -197,12 +197,15 @@ fn statement(
         decisive().map(|r| r.evidence.as_ref().and_then(|e| e.http_status).map(i32::from)).collect();
     let errors: Vec<Option<String>> = match detail {
         Detail::All => decisive().map(last_error).collect(),
-        Detail::Replaced | Detail::Nothing => decisive().map(|r| last_error(r).map(|_| replacement.to_owned())).collect(),
+        Detail::Replaced | Detail::Nothing => {
+            decisive().map(|r| last_error(r).map(|_| replacement.to_owned())).collect()
+        }
     };
     let errors: Vec<Option<&[u8]>> = errors.iter().map(|e| e.as_ref().map(|e| e.as_bytes())).collect();
     let letters: Vec<Uuid> = decisive().map(|r| DeadLetterId::of_delivery(r.event, r.endpoint).0).collect();
     let tenants: Vec<&str> = decisive().map(|r| r.tenant.as_str()).collect();
-    let deactivate: Vec<bool> = decisive().map(|r| matches!(r.outcome, Outcome::Dead { deactivate: true, .. })).collect();
+    let deactivate: Vec<bool> =
+        decisive().map(|r| matches!(r.outcome, Outcome::Dead { deactivate: true, .. })).collect();
 
     let replaced: Vec<(&DeliveryResult, Evidence)> = match detail {
         Detail::Replaced => batch
@@ -216,7 +219,9 @@ fn statement(
         Detail::All => batch
             .iter()
             .flat_map(|r| std::iter::once(&r.decisive).chain(&r.others))
-            .filter_map(|r| r.evidence.as_ref().map(|evidence| AttemptRow { result: r, evidence, success: is_success(r) }))
+            .filter_map(|r| {
+                r.evidence.as_ref().map(|evidence| AttemptRow { result: r, evidence, success: is_success(r) })
+            })
             .collect(),
         Detail::Replaced => {
             replaced.iter().map(|(r, evidence)| AttemptRow { result: r, evidence, success: is_success(r) }).collect()
@@ -332,7 +337,13 @@ impl Store {
         Ok(RecordedBatch { results, deactivated: deactivated.iter().map(|t| TenantId::trusted(t)).collect() })
     }
 
-    async fn record_piece(&self, batch: &[&FoldedResult], pod: &str, detail: Detail, words: &str) -> Result<Answer, StoreError> {
+    async fn record_piece(
+        &self,
+        batch: &[&FoldedResult],
+        pod: &str,
+        detail: Detail,
+        words: &str,
+    ) -> Result<Answer, StoreError> {
         let mut made_partitions = false;
         let mut conflicts = 0;
         loop {

@@ -80,7 +80,12 @@ pub enum ResendOutcome {
 impl Store {
     /// Replays one letter, before everything else that waits for its endpoint (so it is the circuit's probe).
     /// `None` as tenant: any (an operator).
-    pub async fn replay_one(&self, tenant: Option<&TenantId>, letter: DeadLetterId, force: bool) -> Result<ReplayOutcome, StoreError> {
+    pub async fn replay_one(
+        &self,
+        tenant: Option<&TenantId>,
+        letter: DeadLetterId,
+        force: bool,
+    ) -> Result<ReplayOutcome, StoreError> {
         let mut outcomes = self.replay(tenant, &[letter], force, true).await?;
         Ok(outcomes.pop().unwrap_or(ReplayOutcome::NotFound))
     }
@@ -95,12 +100,19 @@ impl Store {
         after: Option<Cursor>,
         limit: i64,
     ) -> Result<(Vec<(DeadLetterId, ReplayOutcome)>, Option<Cursor>), StoreError> {
-        let (letters, next) = self.letter_ids(tenant, filter, &Window::after(after, limit.min(REPLAY_MANY_MAX))).await?;
+        let (letters, next) =
+            self.letter_ids(tenant, filter, &Window::after(after, limit.min(REPLAY_MANY_MAX))).await?;
         let outcomes = self.replay(tenant, &letters, force, false).await?;
         Ok((letters.into_iter().zip(outcomes).collect(), next))
     }
 
-    async fn replay(&self, tenant: Option<&TenantId>, letters: &[DeadLetterId], force: bool, first: bool) -> Result<Vec<ReplayOutcome>, StoreError> {
+    async fn replay(
+        &self,
+        tenant: Option<&TenantId>,
+        letters: &[DeadLetterId],
+        force: bool,
+        first: bool,
+    ) -> Result<Vec<ReplayOutcome>, StoreError> {
         let ids: Vec<Uuid> = letters.iter().map(|l| l.0).collect();
         let rows = self
             .keyed
@@ -163,7 +175,8 @@ impl Store {
         after: Option<Cursor>,
         limit: i64,
     ) -> Result<(usize, Option<Cursor>), StoreError> {
-        let (letters, next) = self.letter_ids(tenant, filter, &Window::after(after, limit.min(REPLAY_MANY_MAX))).await?;
+        let (letters, next) =
+            self.letter_ids(tenant, filter, &Window::after(after, limit.min(REPLAY_MANY_MAX))).await?;
         Ok((self.discard_letters(tenant, &letters).await?, next))
     }
 
@@ -203,7 +216,12 @@ impl Store {
     }
 
     /// Sends a delivery again, or at once: a closed one begins a new life, one that waits is due now.
-    pub async fn resend(&self, tenant: &TenantId, event: EventId, endpoint: EndpointId) -> Result<ResendOutcome, StoreError> {
+    pub async fn resend(
+        &self,
+        tenant: &TenantId,
+        event: EventId,
+        endpoint: EndpointId,
+    ) -> Result<ResendOutcome, StoreError> {
         let row = self
             .keyed
             .one(sqlx::query!(

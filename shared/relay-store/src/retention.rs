@@ -115,7 +115,9 @@ impl Store {
 
     /// On a connection of its own, in a task that nobody can cancel half-way.
     async fn drop_partition(&self, parent: String, name: String) -> Result<(), StoreError> {
-        let options = (*self.queries.pool.connect_options()).clone().options([("statement_timeout", "0"), ("lock_timeout", "10s")]);
+        let options = (*self.queries.pool.connect_options())
+            .clone()
+            .options([("statement_timeout", "0"), ("lock_timeout", "10s")]);
         let work = tokio::spawn(async move {
             let mut connection = sqlx::PgConnection::connect_with(&options).await?;
             let pending: Option<bool> =

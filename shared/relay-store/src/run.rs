@@ -28,7 +28,10 @@ pub(crate) trait Fetch: Send {
     type Row: Send + Unpin;
     fn all(self, connection: &mut PgConnection) -> impl Future<Output = Result<Vec<Self::Row>, sqlx::Error>> + Send;
     fn one(self, connection: &mut PgConnection) -> impl Future<Output = Result<Self::Row, sqlx::Error>> + Send;
-    fn optional(self, connection: &mut PgConnection) -> impl Future<Output = Result<Option<Self::Row>, sqlx::Error>> + Send;
+    fn optional(
+        self,
+        connection: &mut PgConnection,
+    ) -> impl Future<Output = Result<Option<Self::Row>, sqlx::Error>> + Send;
 }
 
 impl<F, T> Fetch for Map<'_, Postgres, F, PgArguments>
@@ -114,7 +117,10 @@ impl Runner {
         }
     }
 
-    fn settle<T>(held: Held, answer: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>) -> Result<T, StoreError> {
+    fn settle<T>(
+        held: Held,
+        answer: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
+    ) -> Result<T, StoreError> {
         match answer {
             Err(_) => Err(StoreError::Timeout),
             Ok(Ok(value)) => {

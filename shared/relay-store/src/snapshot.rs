@@ -77,10 +77,15 @@ impl DirectorySnapshot {
     }
 
     /// The active endpoints of a tenant that want this event type, each once.
-    pub fn matching<'a>(&'a self, tenant: &TenantId, event_type: &'a str) -> impl Iterator<Item = &'a Arc<Endpoint>> + use<'a> {
+    pub fn matching<'a>(
+        &'a self,
+        tenant: &TenantId,
+        event_type: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Endpoint>> + use<'a> {
         self.tenants.get(tenant).into_iter().flat_map(move |t| {
             let exact = t.exact.get(event_type).into_iter().flatten().map(|place| &t.endpoints[*place]);
-            let others = t.others.iter().map(|place| &t.endpoints[*place]).filter(move |e| e.filter.matches(event_type));
+            let others =
+                t.others.iter().map(|place| &t.endpoints[*place]).filter(move |e| e.filter.matches(event_type));
             exact.chain(others)
         })
     }

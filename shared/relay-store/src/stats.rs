@@ -130,7 +130,12 @@ impl Store {
     }
 
     /// The folded minutes since `since`, oldest first; `None` for the whole tenant.
-    pub async fn minutes(&self, tenant: &TenantId, endpoint: Option<EndpointId>, since: DateTime<Utc>) -> Result<Vec<Minute>, StoreError> {
+    pub async fn minutes(
+        &self,
+        tenant: &TenantId,
+        endpoint: Option<EndpointId>,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<Minute>, StoreError> {
         let endpoint = endpoint.map_or(Uuid::nil(), |e| e.0);
         let rows = self
             .queries
@@ -148,10 +153,7 @@ impl Store {
 
     /// Folds deltas into minutes and totals, of each endpoint and of each tenant. Returns how many were folded.
     pub async fn fold(&self) -> Result<usize, StoreError> {
-        let folded = self
-            .queries
-            .one(sqlx::query_file_scalar!("src/sql/fold.sql", FOLD_ROWS_MAX))
-            .await?;
+        let folded = self.queries.one(sqlx::query_file_scalar!("src/sql/fold.sql", FOLD_ROWS_MAX)).await?;
         Ok(usize::try_from(folded).unwrap_or(0))
     }
 }

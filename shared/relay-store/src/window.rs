@@ -55,7 +55,12 @@ pub struct Listed<T> {
 
 impl<T> Listed<T> {
     /// `items` holds one more than `limit` where the list goes on.
-    pub(crate) fn cut(mut items: Vec<T>, window: &Window, counted: Option<i64>, position: impl Fn(&T) -> Cursor) -> Self {
+    pub(crate) fn cut(
+        mut items: Vec<T>,
+        window: &Window,
+        counted: Option<i64>,
+        position: impl Fn(&T) -> Cursor,
+    ) -> Self {
         let limit = usize::try_from(window.limit).unwrap_or(0);
         let goes_on = items.len() > limit;
         items.truncate(limit);

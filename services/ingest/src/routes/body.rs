@@ -1,18 +1,34 @@
 //! The bodies of requests: JSON by their content type, within the limit.
 
+use std::convert::Infallible;
+
 use axum::body::Bytes;
+use axum::extract::FromRequestParts;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 
 use relay_runtime::extract::is_json;
 
 use crate::refusal::Refusal;
 
-/// The body of a request that must say that it is JSON.
-pub fn json(headers: &HeaderMap, sent: Result<Bytes, BytesRejection>, limit: usize) -> Result<Bytes, Refusal> {
-    // Spares the hot path the general look at the header.
-    let is_plain = headers.get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
-    if !is_plain && !is_json(headers) {
+/// Whether a request says that its body is JSON.
+#[derive(Clone, Copy)]
+pub struct SaysJson(pub bool);
+
+impl<S: Sync> FromRequestParts<S> for SaysJson {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // The usual spelling spares the hot path the general look at the header.
+        let is_plain = parts.headers.get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
+        Ok(Self(is_plain || is_json(&parts.headers)))
+    }
+}
+
+/// The body of a request that must say that it is JSON. `limit` is what the refusal names, in bytes.
+pub fn json(said: SaysJson, sent: Result<Bytes, BytesRejection>, limit: usize) -> Result<Bytes, Refusal> {
+    if !said.0 {
         return Err(Refusal::NotJsonType);
     }
     any(sent, limit)

@@ -53,11 +53,8 @@ pub struct Durability {
 )]
 pub async fn health(State(api): State<Api>, _: Caller) -> Json<Health> {
     let links = &api.links;
-    let (postgres, redis, nats) = tokio::join!(
-        answer(links.store.durability()),
-        answer(links.circuits.ping()),
-        answer(links.bus.durability()),
-    );
+    let (postgres, redis, nats) =
+        tokio::join!(answer(links.store.durability()), answer(links.circuits.ping()), answer(links.bus.durability()),);
     let database = ok(postgres.is_some());
     let durability = Durability {
         nats_sync_always: nats.as_ref().and_then(|n| n.sync_always),

@@ -2,11 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
+use relay_runtime::auth::Caller;
+use relay_runtime::openapi::CommonProblems;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
-use relay_runtime::auth::Caller;
-use relay_runtime::openapi::CommonProblems;
 
 use crate::api::Api;
 use crate::refusal::Refusal;

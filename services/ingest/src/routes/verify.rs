@@ -6,10 +6,10 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use relay_core::signature::verify_inbound;
-use serde::Serialize;
-use utoipa::ToSchema;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::CommonProblems;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::api::Api;
 use crate::config::REQUEST_OVERHEAD_BYTES;
@@ -56,5 +56,9 @@ pub async fn verify(
     };
     let secret = String::from_utf8_lossy(secret);
     let verdict = verify_inbound(signature, &secret, &body, api.links.clock.now().timestamp());
-    Ok(Json(Verdict { valid: verdict.valid, timestamp_age_seconds: verdict.timestamp_age_seconds, error: verdict.error }))
+    Ok(Json(Verdict {
+        valid: verdict.valid,
+        timestamp_age_seconds: verdict.timestamp_age_seconds,
+        error: verdict.error,
+    }))
 }

@@ -18,6 +18,7 @@ const ILL_MAX: Duration = Duration::from_secs(10);
 
 /// Where private servers live.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct PrivateFlags {
     /// Directory of the private servers' data, logs and passwords
     #[arg(long, env = "RELAY_DATA_DIR", default_value = ".relay")]

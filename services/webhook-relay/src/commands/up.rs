@@ -46,7 +46,7 @@ pub struct Args {
     #[command(flatten)]
     deliverer: deliverer::Config,
     #[command(flatten)]
-    dlq_manager: dlq_manager::Config,
+    retention: dlq_manager::Retention,
     #[command(flatten)]
     log: LogFlags,
 }
@@ -161,7 +161,7 @@ async fn serve(
     let settings = Settings {
         dispatcher: dispatcher::Config { payload_bytes_max: args.ingest.payload_bytes_max, ..args.dispatcher },
         deliverer: deliverer::Config { allow_networks: args.ingest.allow_networks.clone(), ..args.deliverer },
-        dlq_manager: dlq_manager::Config { listen: args.ingest.listen, ..args.dlq_manager },
+        dlq_manager: dlq_manager::Config { listen: args.ingest.listen, retention: args.retention },
         ingest: ingest::Config { state_dir, ..args.ingest },
         key,
     };

@@ -37,10 +37,12 @@ pub enum Mutation {
     AckNewerCopy,
     /// A check whose answer comes late counts as fresh.
     LateCheckCounts,
+    /// A 2xx that saw its row closed, while a replay opened it, is not run again.
+    NoRerunOfReopened,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AckEventsBeforeCommit,
         Self::AckJobsBeforeRecord,
         Self::NoLease,
@@ -57,6 +59,7 @@ impl Mutation {
         Self::AgeFromMessage,
         Self::AckNewerCopy,
         Self::LateCheckCounts,
+        Self::NoRerunOfReopened,
     ];
 }
 
@@ -134,8 +137,10 @@ pub struct Setup {
     pub chances: Chances,
     /// Both schedulers believe that they lead.
     pub two_leaders: bool,
-    /// Statements overlap: what one saw at its begin may have moved when it changes rows.
-    pub slow_statements: bool,
+    /// Statements overlap: what one saw at its begin may have moved when it changes rows. How long some take.
+    pub slowest_statement_ms: u64,
+    /// Pods work on copies of a delivery as on jobs of their own, instead of letting them wait for the first.
+    pub copies_apart: bool,
     /// When and what.
     pub faults: Vec<(u64, Fault)>,
     /// Share of deliveries that the dispatcher holds.
@@ -181,7 +186,8 @@ impl Setup {
             bundles: dice.range(3, 14) as usize,
             chances,
             two_leaders,
-            slow_statements: dice.chance(0.5),
+            slowest_statement_ms: [2, 400, 4000][dice.index(3)],
+            copies_apart: dice.chance(0.2),
             faults,
             held: if dice.chance(0.3) { 0.3 } else { 0.0 },
         }

@@ -7,7 +7,7 @@ use relay_core::protocol::rows::Resent;
 
 use super::config::Fault;
 use super::store::Cause;
-use super::world::{FAULTS_UNTIL_MS, Key, World, short, short_key};
+use super::world::{FAULTS_UNTIL_MS, Key, Owner, World, short, short_key};
 
 /// A stall shorter than this lets no `ack_wait` and no lease lapse.
 const HARMLESS_STALL_MS: u64 = 5_000;
@@ -101,12 +101,17 @@ impl World {
 
     /// Books one duplicate for everything that a pod has sent and not put on record.
     fn book(&mut self, p: usize, orphaned: bool) {
-        for (key, id) in self.pods[p].sent.clone() {
+        for ((key, _), id) in self.pods[p].sent.clone() {
             self.seen.entry(key).or_default().allowed += 1;
             if orphaned && let Some(send) = self.sends.get_mut(&id) {
                 send.orphaned = true;
             }
         }
+    }
+
+    /// The same for the process of a pod.
+    pub fn book_owner(&mut self, owner: Owner) {
+        self.book(owner.process - self.setup.dispatchers, false);
     }
 
     fn book_all(&mut self) {
@@ -116,7 +121,7 @@ impl World {
     }
 
     fn book_delivery(&mut self, key: Key, reopened: bool) {
-        let on_the_way = self.pods.iter().filter(|p| p.sent.contains_key(&key)).count();
+        let on_the_way = self.pods.iter().flat_map(|p| p.sent.keys()).filter(|(sent, _)| *sent == key).count();
         let seen = self.seen.entry(key).or_default();
         seen.allowed += u32::try_from(on_the_way).unwrap_or(0) + u32::from(reopened && seen.receipts_2xx > 0);
     }
@@ -135,7 +140,13 @@ impl World {
             Fault::KillDispatcher => {
                 self.kill(d);
                 let down = self.dice.range(500, 5000);
-                self.after(down, move |w| w.start_dispatcher(d));
+                let life = self.owner(d);
+                self.after(down, move |w| {
+                    // Unless it was killed again meanwhile: then that kill's start counts.
+                    if w.alive(life) {
+                        w.start_dispatcher(d);
+                    }
+                });
             }
             Fault::StallDispatcher => self.processes[d].stalled_until = self.now + stall,
             Fault::KillPod => self.kill_pod(p),
@@ -224,7 +235,12 @@ impl World {
         self.kill(self.setup.dispatchers + p);
         self.pods[p] = super::pod::Pod::new(Some(self.now));
         let down = self.dice.range(200, 5000);
-        self.after(down, move |w| w.start_pod(p));
+        let life = self.owner(self.setup.dispatchers + p);
+        self.after(down, move |w| {
+            if w.alive(life) {
+                w.start_pod(p);
+            }
+        });
     }
 
     fn set_active(&mut self, e: usize, active: bool) {

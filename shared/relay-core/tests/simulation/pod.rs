@@ -13,7 +13,7 @@ use relay_core::retry::Schedule;
 
 use super::config::Mutation;
 use super::receivers::Answer;
-use super::store::Recorded;
+use super::store::{NoAnswer, Recorded};
 use super::world::{Key, Owner, Send, World, short_key};
 
 /// Jobs that a pod takes.
@@ -22,7 +22,9 @@ const ROOM: usize = 40;
 const PROGRESS_MS: u64 = 4_000;
 /// A 2xx that finds nothing is run again so often.
 const RERUNS: u32 = 3;
-/// A failed batch is written again after at most this time.
+/// A failed batch is written again after this time, then twice as long …
+const FLUSH_FIRST_MS: u64 = 100;
+/// … and so on until this.
 const FLUSH_AGAIN_MS: u64 = 2_000;
 
 /// A job in a pod.
@@ -32,13 +34,22 @@ pub struct Work {
     delivered: u64,
     marked: bool,
     got_at: DateTime<Utc>,
+    /// Where copies are worked on apart: the claim that it came with, else 0.
+    apart: i32,
 }
 
 impl Work {
     fn key(&self) -> Key {
         (self.job.event, self.job.endpoint)
     }
+
+    fn slot(&self) -> Slot {
+        (self.key(), self.apart)
+    }
 }
+
+/// What a pod works on once.
+pub type Slot = (Key, i32);
 
 /// A delivery that is worked on, and the messages that ask for it.
 struct Working {
@@ -64,15 +75,15 @@ enum Settled {
 /// See the module.
 pub struct Pod {
     lanes: Lanes<Work>,
-    working: BTreeMap<Key, Working>,
+    working: BTreeMap<Slot, Working>,
     bundles: BTreeMap<u64, Bundle>,
     next_bundle: u64,
-    results: Vec<DeliveryResult>,
+    results: Vec<(DeliveryResult, i32)>,
     recording: bool,
     /// Sent, and not on record yet.
-    pub sent: BTreeMap<Key, AttemptId>,
+    pub sent: BTreeMap<Slot, AttemptId>,
     /// Of those, the ones that wait for their answers.
-    in_flight: BTreeMap<Key, (AttemptId, Work)>,
+    in_flight: BTreeMap<Slot, (AttemptId, Work)>,
     pub disrupted_at: Option<u64>,
     stopping: bool,
 }
@@ -152,7 +163,9 @@ impl World {
                     w.after(0, move |w| w.ack_jobs(message.sequence));
                 }
                 for job in message.body {
-                    w.admit(owner, Work { job, delivered: message.delivered, marked: message.marked, got_at }, number);
+                    let apart = if w.setup.copies_apart { job.claim } else { 0 };
+                    let (delivered, marked) = (message.delivered, message.marked);
+                    w.admit(owner, Work { job, delivered, marked, got_at, apart }, number);
                 }
                 w.pump(owner);
             });
@@ -164,11 +177,11 @@ impl World {
     fn admit(&mut self, owner: Owner, work: Work, bundle: u64) {
         let (key, now) = (work.key(), self.now);
         let pod = self.pod(owner);
-        if let Some(working) = pod.working.get_mut(&key) {
+        if let Some(working) = pod.working.get_mut(&work.slot()) {
             working.copies.push((bundle, work.job.claim));
             return self.note(|| format!("{} is worked on by pod {} already", short_key(key), owner.process));
         }
-        pod.working.insert(key, Working { bundle, copies: Vec::new() });
+        pod.working.insert(work.slot(), Working { bundle, copies: Vec::new() });
         if pod.stopping {
             return self.hand_back(owner, &work, HandBack::Shutdown);
         }
@@ -238,7 +251,7 @@ impl World {
             w.note(|| format!("{} dropped by pod {}", short_key(key), owner.process));
             let now = w.now;
             w.pod(owner).lanes.done(key.1, Completion::NotSent, now);
-            w.settle(owner, key, settled);
+            w.settle(owner, work.slot(), settled);
             w.pump(owner);
         });
     }
@@ -251,8 +264,9 @@ impl World {
             return self.hand_back(owner, &work, HandBack::Shutdown);
         }
         let id = AttemptId(uuid_v7(time, self.dice.bytes10()));
-        self.pod(owner).sent.insert(key, id);
-        self.pod(owner).in_flight.insert(key, (id, work.clone()));
+        let slot = work.slot();
+        self.pod(owner).sent.insert(slot, id);
+        self.pod(owner).in_flight.insert(slot, (id, work.clone()));
         self.sends.insert(id, Send { key, orphaned: false });
         self.check_fence(key, &work.job);
         let (answer, latency) = self.receive(key);
@@ -262,8 +276,8 @@ impl World {
         });
         self.does(owner, latency, move |w| {
             // Unless it was cut short by shutdown.
-            if w.pod(owner).in_flight.get(&key).is_some_and(|(sent, _)| *sent == id) {
-                w.pod(owner).in_flight.remove(&key);
+            if w.pod(owner).in_flight.get(&slot).is_some_and(|(sent, _)| *sent == id) {
+                w.pod(owner).in_flight.remove(&slot);
                 w.answered(owner, &work, id, answer);
             }
         });
@@ -327,7 +341,7 @@ impl World {
             excerpt: Default::default(),
         });
         let job = &work.job;
-        self.pod(owner).results.push(DeliveryResult {
+        let result = DeliveryResult {
             event: job.event,
             endpoint: job.endpoint,
             tenant: job.tenant.clone(),
@@ -335,7 +349,8 @@ impl World {
             attempts: job.attempts,
             outcome,
             evidence,
-        });
+        };
+        self.pod(owner).results.push((result, work.apart));
         if !self.pod(owner).recording {
             self.pod(owner).recording = true;
             let linger = self.dice.range(0, 20);
@@ -349,27 +364,34 @@ impl World {
             self.pod(owner).recording = false;
             return;
         }
-        let settled: Vec<(Key, i32)> = results.iter().map(|r| ((r.event, r.endpoint), r.claim)).collect();
+        let settled: Vec<(Slot, i32)> = results.iter().map(|(r, apart)| (((r.event, r.endpoint), *apart), r.claim)).collect();
+        let results: Vec<DeliveryResult> = results.into_iter().map(|(r, _)| r).collect();
         let batch = if self.mutated(Mutation::NoFold) {
             results.into_iter().map(|decisive| FoldedResult { decisive, others: Vec::new() }).collect()
         } else {
             fold_results(results)
         };
-        self.write(owner, batch, settled, 0, 100);
+        self.write(owner, batch, settled, 0, FLUSH_FIRST_MS);
     }
 
-    fn write(&mut self, owner: Owner, batch: Vec<FoldedResult>, settled: Vec<(Key, i32)>, reruns: u32, wait: u64) {
+    fn write(&mut self, owner: Owner, batch: Vec<FoldedResult>, settled: Vec<(Slot, i32)>, reruns: u32, wait: u64) {
         self.record(owner, batch, move |w, batch, answer| match answer {
-            Err(_) => w.does(owner, wait, move |w| w.write(owner, batch, settled, reruns, (wait * 2).min(FLUSH_AGAIN_MS))),
+            Err(why) => {
+                // Two deadlines in a row: a black hole in front of the database, which counts as a kill.
+                if why == NoAnswer::Unknown && wait > FLUSH_FIRST_MS {
+                    w.book_owner(owner);
+                }
+                w.does(owner, wait, move |w| w.write(owner, batch, settled, reruns, (wait * 2).min(FLUSH_AGAIN_MS)));
+            }
             Ok(answers) => {
                 let missed: Vec<FoldedResult> =
                     batch.into_iter().zip(answers).filter(|(_, a)| *a == Recorded::NotFound).map(|(f, _)| f).collect();
                 if !missed.is_empty() && reruns < RERUNS && !w.mutated(Mutation::NoRerun) {
                     return w.write(owner, missed, settled, reruns + 1, wait);
                 }
-                for (key, claim) in settled {
-                    w.pod(owner).sent.remove(&key);
-                    w.settle(owner, key, Settled::Done(claim));
+                for (slot, claim) in settled {
+                    w.pod(owner).sent.remove(&slot);
+                    w.settle(owner, slot, Settled::Done(claim));
                 }
                 w.flush(owner);
             }
@@ -378,10 +400,10 @@ impl World {
 
     /// A delivery leaves the pod; messages that are through are acked. A copy with a newer claim is a job of its own
     /// that nobody did: it comes again.
-    fn settle(&mut self, owner: Owner, key: Key, how: Settled) {
+    fn settle(&mut self, owner: Owner, slot: Slot, how: Settled) {
         let ack_newer = self.mutated(Mutation::AckNewerCopy);
         let pod = self.pod(owner);
-        let Some(working) = pod.working.remove(&key) else { return };
+        let Some(working) = pod.working.remove(&slot) else { return };
         let is_undone = |claim: i32| match how {
             Settled::Done(done) => claim > done && !ack_newer,
             Settled::Unknown => true,

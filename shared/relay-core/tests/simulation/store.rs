@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use relay_core::delivery::{Closed, DeliveryResult, Effect, Outcome, Stored, apply};
 use relay_core::event::Event;
-use relay_core::ids::{AttemptId, EventId};
+use relay_core::ids::{AttemptId, EndpointId, EventId};
 use relay_core::job::Job;
 use relay_core::protocol::rows::{Letter, Row};
 use relay_core::protocol::{FoldedResult, PlannedEvent};
@@ -77,6 +77,10 @@ pub struct Store {
     /// How often it was killed.
     pub crashes: u32,
     pub leader: Option<(Owner, u64)>,
+    /// Begins and commits, counted.
+    steps: u64,
+    /// When events were committed.
+    written: HashMap<EventId, u64>,
 }
 
 impl Store {
@@ -88,6 +92,13 @@ impl Store {
     pub fn resolve(&self, id: EventId) -> Option<EventId> {
         if self.events.contains_key(&id) { Some(id) } else { self.aliases.get(&id).copied() }
     }
+}
+
+/// What a dispatch statement saw when it began.
+struct Seen {
+    version: i64,
+    active: Vec<EndpointId>,
+    at: u64,
 }
 
 /// A statement's begin (what it sees), its end (what it changes), and what the client does with the answer.
@@ -115,7 +126,7 @@ impl World {
             }
             let seen = (statement.begin)(w);
             let crashes = w.store.crashes;
-            let takes = if w.setup.slow_statements && w.dice.chance(0.2) { w.dice.range(5, 400) } else { 2 };
+            let takes = if w.dice.chance(0.2) { w.dice.range(2, w.setup.slowest_statement_ms) } else { 2 };
             w.after(takes, move |w| {
                 if w.store.crashes != crashes {
                     return w.does(owner, 5, |w| done(w, Err(NoAnswer::Unknown)));
@@ -185,11 +196,13 @@ impl World {
                 // What a statement sees: the version, and the neighbouring days' ids of its keys.
                 let neighbours: Vec<Option<EventId>> = seen_by_begin.iter().map(|p| w.known_by_key(&p.event)).collect();
                 let active: Vec<_> = w.endpoints.iter().filter(|e| e.active).map(|e| e.id).collect();
-                (w.store.directory_version, neighbours, active)
+                w.store.steps += 1;
+                (neighbours, Seen { version: w.store.directory_version, active, at: w.store.steps })
             }),
-            commit: Box::new(move |w: &mut World, (version, neighbours, active)| {
+            commit: Box::new(move |w: &mut World, (neighbours, seen)| {
+                w.store.steps += 1;
                 let rows = to_commit.into_iter().zip(neighbours);
-                (w.time(), rows.map(|(planned, known)| w.insert(planned, known, version, &active)).collect())
+                (w.time(), rows.map(|(planned, known)| w.insert(planned, known, &seen)).collect())
             }),
         };
         self.statement(owner, statement, |w, answer| done(w, back, answer));
@@ -204,9 +217,9 @@ impl World {
         ids.into_iter().find(|id| self.store.events.contains_key(id))
     }
 
-    fn insert(&mut self, planned: PlannedEvent, known: Option<EventId>, version: i64, active: &[relay_core::ids::EndpointId]) -> Dispatched {
+    fn insert(&mut self, planned: PlannedEvent, known: Option<EventId>, seen: &Seen) -> Dispatched {
         let id = planned.event.id;
-        if planned.directory_version != version && !self.mutated(Mutation::NoVersionFence) {
+        if planned.directory_version != seen.version && !self.mutated(Mutation::NoVersionFence) {
             return Dispatched::Stale;
         }
         let means = known.unwrap_or(id);
@@ -219,10 +232,11 @@ impl World {
         if known.is_some() {
             return Dispatched::Alias;
         }
+        self.check_key(&planned.event, seen);
         // I2: what is written with the event is what the matching gives for the directory of this moment.
         let mut matched: Vec<_> = match planned.event.endpoint {
-            None => active.to_vec(),
-            Some(named) => active.iter().copied().filter(|e| *e == named).collect(),
+            None => seen.active.clone(),
+            Some(named) => seen.active.iter().copied().filter(|e| *e == named).collect(),
         };
         let mut written: Vec<_> = planned.deliveries.iter().map(|d| d.endpoint).collect();
         matched.sort_unstable();
@@ -248,8 +262,21 @@ impl World {
             }
             None => {}
         }
+        self.store.written.insert(id, self.store.steps);
         self.store.events.insert(id, planned.event);
         Dispatched::Inserted
+    }
+
+    /// One key, one event, unless two statements ran side by side.
+    fn check_key(&mut self, event: &Event, seen: &Seen) {
+        let Some(key) = &event.key else { return };
+        let ids = EventId::keyed_neighbours(&event.tenant, key, event.id.time());
+        let other = ids.into_iter().find(|id| {
+            self.store.written.get(id).is_some_and(|at| *at < seen.at || *at == self.store.steps)
+        });
+        if let Some(other) = other {
+            self.fail(format!("one key, two events: {} and {}", short(event.id.0), short(other.0)));
+        }
     }
 
     /// The check: takes the row for a suspect job.
@@ -277,19 +304,23 @@ impl World {
         let keys: Vec<Key> = batch.iter().map(|f| (f.decisive.event, f.decisive.endpoint)).collect();
         let (to_commit, back) = (batch.clone(), batch);
         let statement = Statement {
-            begin: Box::new(move |w: &mut World| keys.iter().map(|k| w.store.rows.get(k).map_or(0, |kept| kept.moved)).collect()),
-            commit: Box::new(move |w: &mut World, seen: Vec<u32>| {
+            begin: Box::new(move |w: &mut World| {
+                let seen = |k| w.store.rows.get(k).map_or((0, false), |kept| (kept.moved, kept.row.closed().is_some()));
+                keys.iter().map(seen).collect()
+            }),
+            commit: Box::new(move |w: &mut World, seen: Vec<(u32, bool)>| {
                 let mut changed = BTreeSet::new();
                 to_commit
                     .iter()
                     .zip(seen)
-                    .map(|(folded, moved)| {
+                    .map(|(folded, (moved, was_closed))| {
                         for result in std::iter::once(&folded.decisive).chain(&folded.others) {
                             w.write_attempt(result);
                         }
                         let key = (folded.decisive.event, folded.decisive.endpoint);
                         let found = w.store.rows.get(&key).is_some_and(|kept| kept.moved == moved);
-                        if !changed.insert(key) {
+                        let forgotten = was_closed && w.mutated(Mutation::NoRerunOfReopened);
+                        if !changed.insert(key) || (!found && forgotten) {
                             Recorded::Written
                         } else if found {
                             w.write_result(&folded.decisive);

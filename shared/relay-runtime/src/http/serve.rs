@@ -26,7 +26,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves `router` until `stop` fires; then takes no more connections, lets running requests finish, for
-/// [`DRAIN_MAX`] at most, and closes the rest.
+/// ten seconds at most, and closes the rest.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();

@@ -32,7 +32,11 @@ async fn what_is_due_is_claimed_once_within_budgets(pool: PgPool) {
     assert!(ledger.claim(&budgets, false).await.unwrap().is_empty(), "lapsed leases only when asked for");
     let claimed = ledger.claim(&budgets, true).await.unwrap();
     assert_eq!(claimed.len(), 3);
-    assert!(claimed.iter().all(|(lane, j)| *lane == Lane::Fresh && j.claim == 2 && j.directory_version == 7 && j.payload.is_some()));
+    assert!(
+        claimed
+            .iter()
+            .all(|(lane, j)| *lane == Lane::Fresh && j.claim == 2 && j.directory_version == 7 && j.payload.is_some())
+    );
     assert_eq!(claimed[2].1.event, job.event);
     assert!(claimed[2].1.probe);
     assert_eq!(claimed[2].1.trace.as_deref(), Some("00-aa-bb-01"));
@@ -56,7 +60,13 @@ async fn a_check_takes_the_row_for_one_of_all_copies(pool: PgPool) {
     let ledger = Ledger::new(pool).await;
     let endpoint = ledger.endpoint().await;
     let (one, two) = (ledger.job(&endpoint).await, ledger.job(&endpoint).await);
-    let key = |j: &relay_core::job::Job| TakeKey { event: j.event, endpoint: j.endpoint, claim: j.claim, attempts: j.attempts, lease: LEASE };
+    let key = |j: &relay_core::job::Job| TakeKey {
+        event: j.event,
+        endpoint: j.endpoint,
+        claim: j.claim,
+        attempts: j.attempts,
+        lease: LEASE,
+    };
     let stale = TakeKey { attempts: 1, ..key(&two) };
     let taken = ledger.take(&[key(&two), key(&one), stale]).await.unwrap();
     assert_eq!(taken[0].map(|t| t.claim), Some(2));
@@ -72,7 +82,7 @@ async fn large_payloads_are_read_apart_and_locked_rows_left_alone(pool: PgPool) 
     let endpoint = ledger.endpoint().await;
     let mut large = ledger.plan(ledger.event(), &[&endpoint]).await;
     large.event.payload = vec![b'1'; PAYLOAD_BYTES_MAX + 1].into();
-    ledger.dispatch(&[large.clone()]).await.unwrap();
+    ledger.dispatch(std::slice::from_ref(&large)).await.unwrap();
     ledger.make_due().await;
     let mut other = ledger.keyed.hold().await.unwrap();
     sqlx::raw_sql("begin; select 1 from open_deliveries for update").execute(other.conn()).await.unwrap();

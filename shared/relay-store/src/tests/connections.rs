@@ -65,11 +65,8 @@ async fn a_deadline_closes_the_connection_and_so_does_a_dropped_future(pool: PgP
 #[sqlx::test(migrations = "../../migrations")]
 async fn a_closed_server_connection_is_an_unknown_outcome(pool: PgPool) {
     let ledger = Ledger::new(pool).await;
-    let pid = backend(&ledger).await;
     let sleeping = ledger.queries.one(sqlx::query_scalar::<_, i32>("select 1 from pg_sleep(20)"));
     let kill = async {
-        // Whichever connection sleeps.
-        let _ = pid;
         loop {
             let ended: Option<bool> = sqlx::query_scalar(
                 "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like '%pg_sleep(20)%' and pid <> pg_backend_pid()",

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Ledger, tenant};
 use crate::{Directory, EndpointChange, Window};
 
-fn ids(endpoints: impl IntoIterator<Item = impl std::ops::Deref<Target = std::sync::Arc<Endpoint>>>) -> Vec<EndpointId> {
+fn ids(
+    endpoints: impl IntoIterator<Item = impl std::ops::Deref<Target = std::sync::Arc<Endpoint>>>,
+) -> Vec<EndpointId> {
     endpoints.into_iter().map(|e| e.id).collect()
 }
 
@@ -50,7 +52,10 @@ async fn changes_arrive_and_decide_the_matching(pool: PgPool) {
     let secret = SigningSecret::trusted("whsec_fedcba9876543210".to_owned());
     let rotated = ledger.rotate_secret(&tenant(), wild.id, &secret, Duration::from_secs(60)).await.unwrap().unwrap();
     let (previous, until) = rotated.secrets.previous.unwrap();
-    assert_eq!((previous.expose(), rotated.secrets.current.expose()), ("whsec_0123456789abcdef", "whsec_fedcba9876543210"));
+    assert_eq!(
+        (previous.expose(), rotated.secrets.current.expose()),
+        ("whsec_0123456789abcdef", "whsec_fedcba9876543210")
+    );
     assert!(until > ledger.now);
     directory.refresh_all().await.unwrap();
     assert_eq!(ids(directory.snapshot().matching(&tenant(), "order.created")), [wild.id]);

@@ -18,10 +18,17 @@ async fn an_event_is_stored_once_with_everything_that_hangs_on_it(pool: PgPool) 
     let mut fanned = ledger.plan(ledger.event(), &[&a, &b]).await;
     fanned.deliveries[1].leased = false;
     let with_dead = |dead| PlannedEvent { dead: Some(dead), ..unmatched.clone() };
-    let mut inactive = with_dead(PlannedDead { endpoint: a.id, reason: DeadReason::EndpointInactive, error: "Endpoint is inactive".to_owned() });
+    let mut inactive = with_dead(PlannedDead {
+        endpoint: a.id,
+        reason: DeadReason::EndpointInactive,
+        error: "Endpoint is inactive".to_owned(),
+    });
     inactive.event = ledger.event();
-    let mut unknown =
-        with_dead(PlannedDead { endpoint: EndpointId(Uuid::from_u128(9)), reason: DeadReason::UnknownEndpoint, error: "no such endpoint".to_owned() });
+    let mut unknown = with_dead(PlannedDead {
+        endpoint: EndpointId(Uuid::from_u128(9)),
+        reason: DeadReason::UnknownEndpoint,
+        error: "no such endpoint".to_owned(),
+    });
     unknown.event = ledger.event();
     let batch = [unmatched, fanned, inactive, unknown];
     let done = ledger.dispatch(&batch).await.unwrap();
@@ -30,11 +37,29 @@ async fn an_event_is_stored_once_with_everything_that_hangs_on_it(pool: PgPool) 
     assert_eq!(again.outcomes, [Present, Present, Present, Present]);
 
     assert_eq!(ledger.count("select count(*) from events").await, 4);
-    assert_eq!(ledger.count("select count(*) from open_deliveries where leased and claim = 1 and due_at > now() + interval '50 s'").await, 1);
-    assert_eq!(ledger.count("select count(*) from open_deliveries where not leased and claim = 0 and due_at <= now()").await, 1);
+    assert_eq!(
+        ledger
+            .count(
+                "select count(*) from open_deliveries where leased and claim = 1 and due_at > now() + interval '50 s'"
+            )
+            .await,
+        1
+    );
+    assert_eq!(
+        ledger.count("select count(*) from open_deliveries where not leased and claim = 0 and due_at <= now()").await,
+        1
+    );
     assert_eq!(ledger.count("select count(*) from closed_deliveries where status = 2 and attempts = 0").await, 1);
-    assert_eq!(ledger.count("select count(*) from dead_letters where reason = 'unknown_endpoint' and payload is not null").await, 1);
-    assert_eq!(ledger.count("select count(*) from dead_letters where reason = 'endpoint_inactive' and payload is null").await, 1);
+    assert_eq!(
+        ledger
+            .count("select count(*) from dead_letters where reason = 'unknown_endpoint' and payload is not null")
+            .await,
+        1
+    );
+    assert_eq!(
+        ledger.count("select count(*) from dead_letters where reason = 'endpoint_inactive' and payload is null").await,
+        1
+    );
     let stats = ledger.tenant_stats(&tenant()).await.unwrap();
     assert_eq!((stats.events, stats.unmatched, stats.opened, stats.dead_lettered, stats.pending()), (4, 1, 4, 2, 2));
     while ledger.fold().await.unwrap() > 0 {}
@@ -60,7 +85,7 @@ async fn equal_keys_are_one_event_on_any_day_and_pod(pool: PgPool) {
     // The days beside it, in either order, again and again: aliases.
     for day in [yesterday, tomorrow, yesterday] {
         let neighbour = ledger.plan(ledger.keyed("k", day), &[&endpoint]).await;
-        assert_eq!(ledger.dispatch(&[neighbour.clone()]).await.unwrap().outcomes, [Alias(same.event.id)]);
+        assert_eq!(ledger.dispatch(std::slice::from_ref(&neighbour)).await.unwrap().outcomes, [Alias(same.event.id)]);
         let view = ledger.event_view(&tenant(), neighbour.event.id).await.unwrap().unwrap();
         assert_eq!(view.summary.id, same.event.id);
         let keyed = ledger.keyed_event(&tenant(), &[neighbour.event.id]).await.unwrap().unwrap();
@@ -73,10 +98,13 @@ async fn equal_keys_are_one_event_on_any_day_and_pod(pool: PgPool) {
     // Folded before: the loser's id becomes an alias with the winner's statement.
     let mut folded = ledger.plan(ledger.keyed("m", today), &[&endpoint]).await;
     folded.aliases = vec![ledger.keyed("m", yesterday).id];
-    assert_eq!(ledger.dispatch(&[folded.clone()]).await.unwrap().outcomes, [Inserted]);
+    assert_eq!(ledger.dispatch(std::slice::from_ref(&folded)).await.unwrap().outcomes, [Inserted]);
     assert_eq!(ledger.resolve_event(&tenant(), folded.aliases[0]).await.unwrap(), Some(folded.event.id));
     // Another tenant's look-up finds nothing.
-    assert_eq!(ledger.resolve_event(&relay_core::ids::TenantId::trusted("other"), folded.event.id).await.unwrap(), None);
+    assert_eq!(
+        ledger.resolve_event(&relay_core::ids::TenantId::trusted("other"), folded.event.id).await.unwrap(),
+        None
+    );
     // Two days later the key is new.
     let later = ledger.plan(ledger.keyed("k", today + Duration::days(2)), &[&endpoint]).await;
     assert_eq!(ledger.dispatch(&[later]).await.unwrap().outcomes, [Inserted]);
@@ -98,7 +126,11 @@ async fn nothing_is_stored_for_a_directory_that_has_moved_on(pool: PgPool) {
     // Under the lock a change waits, so that what was matched can't be stale.
     let lock = ledger.lock_versions(&[tenant()]).await.unwrap();
     let again = ledger.plan(stale.event, &[&endpoint]).await;
-    let change = { let ledger = ledger.store.clone(); let id = endpoint.id; tokio::spawn(async move { ledger.deactivate_endpoint(&tenant(), id).await }) };
+    let change = {
+        let ledger = ledger.store.clone();
+        let id = endpoint.id;
+        tokio::spawn(async move { ledger.deactivate_endpoint(&tenant(), id).await })
+    };
     super::connections::wait_for_lock(&ledger.pool).await;
     assert_eq!(ledger.dispatch(&[again]).await.unwrap().outcomes, [Inserted]);
     lock.release().await.unwrap();
@@ -111,7 +143,8 @@ async fn one_poison_event_does_not_disturb_499_others(pool: PgPool) {
     let ledger = Ledger::new(pool).await;
     let endpoint = ledger.endpoint().await;
     let good = ledger.plan(ledger.event(), &[&endpoint]).await;
-    let mut batch: Vec<PlannedEvent> = (0..500).map(|_| PlannedEvent { event: ledger.event(), ..good.clone() }).collect();
+    let mut batch: Vec<PlannedEvent> =
+        (0..500).map(|_| PlannedEvent { event: ledger.event(), ..good.clone() }).collect();
     batch[237].event.event_type = EventType::trusted("bad\0type");
     let done = ledger.dispatch(&batch).await.unwrap();
     assert!(matches!(&done.outcomes[237], Poison(words) if words.contains("22021")), "{:?}", done.outcomes[237]);

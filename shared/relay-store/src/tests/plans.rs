@@ -33,10 +33,12 @@ async fn generic_plan(sql: &str, connection: &mut PgConnection) -> Vec<String> {
     let parameters = (1..).take_while(|n| sql.contains(&format!("${n}"))).count();
     let nulls = vec!["null"; parameters].join(", ");
     let call = if parameters == 0 { String::new() } else { format!("({nulls})") };
-    sqlx::raw_sql(AssertSqlSafe(format!("deallocate all; set plan_cache_mode = force_generic_plan; prepare p as {sql}")))
-        .execute(&mut *connection)
-        .await
-        .unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "deallocate all; set plan_cache_mode = force_generic_plan; prepare p as {sql}"
+    )))
+    .execute(&mut *connection)
+    .await
+    .unwrap();
     let plan: Vec<String> = sqlx::raw_sql(AssertSqlSafe(format!("explain (costs off) execute p{call}")))
         .fetch_all(&mut *connection)
         .await
@@ -72,7 +74,11 @@ async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
     ] {
         let plan = generic_plan(sql, keyed.conn()).await;
         assert_no_scan(what, &plan);
-        assert!(!plan.iter().any(|l| l.contains("Hash Join") || l.contains("Merge Join")), "{what}:\n{}", plan.join("\n"));
+        assert!(
+            !plan.iter().any(|l| l.contains("Hash Join") || l.contains("Merge Join")),
+            "{what}:\n{}",
+            plan.join("\n")
+        );
     }
 
     // No day's partition is opened by a statement that doesn't need it: what costs per partition and statement

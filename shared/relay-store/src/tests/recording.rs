@@ -50,8 +50,12 @@ async fn a_410_deactivates_and_raises_the_version(pool: PgPool) {
     let job = ledger.job(&endpoint).await;
     let before = ledger.version().await;
     let at = ledger.now;
-    let transition = CircuitEventRow { endpoint: endpoint.id, at, from: "closed", to: "open", why: "5 failures".to_owned() };
-    let done = ledger.record(&[ledger.result(&job, dead(DeadReason::Gone))], "pod", &[transition.clone()]).await.unwrap();
+    let transition =
+        CircuitEventRow { endpoint: endpoint.id, at, from: "closed", to: "open", why: "5 failures".to_owned() };
+    let done = ledger
+        .record(&[ledger.result(&job, dead(DeadReason::Gone))], "pod", std::slice::from_ref(&transition))
+        .await
+        .unwrap();
     assert_eq!((done.results, done.deactivated), (vec![Recorded::Applied], vec![tenant()]));
     assert_eq!(ledger.version().await, before + 1);
     let gone = ledger.get_endpoint(&tenant(), endpoint.id).await.unwrap().unwrap();
@@ -61,7 +65,10 @@ async fn a_410_deactivates_and_raises_the_version(pool: PgPool) {
     assert_eq!((again.results, again.deactivated), (vec![Recorded::Stale], vec![]));
     assert_eq!(ledger.version().await, before + 1);
     assert_eq!(ledger.count("select count(*) from circuit_events").await, 1);
-    assert_eq!(ledger.text("select reason from dead_letters where state = 'open' and event_type = 'order.created'").await, "gone");
+    assert_eq!(
+        ledger.text("select reason from dead_letters where state = 'open' and event_type = 'order.created'").await,
+        "gone"
+    );
 }
 
 /// A 2xx and a final failure of one delivery, by two pods in the same instant: delivered, the letter resolved.
@@ -102,7 +109,8 @@ async fn one_poison_answer_does_not_disturb_499_others(pool: PgPool) {
     .await
     .unwrap();
     let template = ledger.plan(ledger.event(), &[&endpoint]).await;
-    let batch: Vec<_> = (0..500).map(|_| relay_core::protocol::PlannedEvent { event: ledger.event(), ..template.clone() }).collect();
+    let batch: Vec<_> =
+        (0..500).map(|_| relay_core::protocol::PlannedEvent { event: ledger.event(), ..template.clone() }).collect();
     ledger.dispatch(&batch).await.unwrap();
     let mut results: Vec<FoldedResult> = batch
         .iter()
@@ -228,7 +236,9 @@ async fn the_statement_is_the_transition_function(pool: PgPool) {
                 let (stored, letter) = read_case(&ledger, r.event, r.endpoint).await;
                 assert_eq!(stored, case.stored, "round {round}: {r:?}");
                 match effect {
-                    Effect::Bury { reason, .. } => assert_eq!(letter, Some(("open".to_owned(), reason.as_str().to_owned()))),
+                    Effect::Bury { reason, .. } => {
+                        assert_eq!(letter, Some(("open".to_owned(), reason.as_str().to_owned())))
+                    }
                     Effect::Deliver { .. } => assert!(letter.is_none_or(|(state, _)| state == "resolved")),
                     _ => {}
                 }
@@ -236,7 +246,11 @@ async fn the_statement_is_the_transition_function(pool: PgPool) {
             let after = (ledger.tenant_stats(&tenant()).await.unwrap(), totals(&cases));
             let delta = |stats: &Counters| [stats.delivered, stats.dead_lettered, stats.discarded, stats.retrying];
             for n in 0..4 {
-                assert_eq!(delta(&after.0)[n] - delta(&before.0)[n], after.1[n] - before.1[n], "round {round}, counter {n}");
+                assert_eq!(
+                    delta(&after.0)[n] - delta(&before.0)[n],
+                    after.1[n] - before.1[n],
+                    "round {round}, counter {n}"
+                );
             }
             // The same batch again changes nothing but what a 2xx is told.
             let attempts = ledger.count("select count(*) from attempts").await;
@@ -279,9 +293,13 @@ fn after(stored: Option<Stored>, effect: &Effect) -> Option<Stored> {
     };
     match effect {
         Effect::Nothing | Effect::AlreadyDelivered => stored,
-        Effect::Deliver { attempts } => Some(Stored::Closed(Closed::Delivered, OpenState { attempts: *attempts, ..row })),
+        Effect::Deliver { attempts } => {
+            Some(Stored::Closed(Closed::Delivered, OpenState { attempts: *attempts, ..row }))
+        }
         Effect::Reschedule { attempts, .. } => Some(Stored::Open(OpenState { attempts: *attempts, ..row })),
-        Effect::Bury { attempts, .. } => Some(Stored::Closed(Closed::DeadLettered, OpenState { attempts: *attempts, ..row })),
+        Effect::Bury { attempts, .. } => {
+            Some(Stored::Closed(Closed::DeadLettered, OpenState { attempts: *attempts, ..row }))
+        }
     }
 }
 
@@ -299,7 +317,16 @@ async fn store_case(ledger: &Ledger, event: EventId, endpoint: EndpointId, case:
             status as i16,
         ),
     };
-    sqlx::query(sql).bind(event.0).bind(endpoint.0).bind(row.claim).bind(row.attempts).bind(row.base).bind(status).execute(&ledger.pool).await.unwrap();
+    sqlx::query(sql)
+        .bind(event.0)
+        .bind(endpoint.0)
+        .bind(row.claim)
+        .bind(row.attempts)
+        .bind(row.base)
+        .bind(status)
+        .execute(&ledger.pool)
+        .await
+        .unwrap();
     let has_letter = case.lane == 2 || matches!(case.stored, Some(Stored::Closed(Closed::DeadLettered, _)));
     if has_letter {
         let id = relay_core::ids::DeadLetterId::of_delivery(event, endpoint);
@@ -313,7 +340,11 @@ async fn store_case(ledger: &Ledger, event: EventId, endpoint: EndpointId, case:
     }
 }
 
-async fn read_case(ledger: &Ledger, event: EventId, endpoint: EndpointId) -> (Option<Stored>, Option<(String, String)>) {
+async fn read_case(
+    ledger: &Ledger,
+    event: EventId,
+    endpoint: EndpointId,
+) -> (Option<Stored>, Option<(String, String)>) {
     let rows: Vec<(i16, i32, i32, i32)> = sqlx::query_as(
         "select 0::smallint, claim, attempts, base from open_deliveries where event_id = $1 and endpoint_id = $2
         union all select status, claim, attempts, base from closed_deliveries where event_id = $1 and endpoint_id = $2",

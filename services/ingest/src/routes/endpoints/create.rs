@@ -6,20 +6,20 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use relay_core::breaker::CircuitRule;
 use relay_core::endpoint::{RetrySettings, limits};
 use relay_core::ids::{EndpointId, TenantId, uuid_v7};
 use relay_core::signature::SigningSecret;
-use relay_runtime::random;
-use relay_store::NewEndpoint;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems};
+use relay_runtime::random;
+use relay_store::NewEndpoint;
 
 use super::{BODY_BYTES_MAX, EndpointRequest};
 use crate::api::Api;
 use crate::refusal::Refusal;
-use crate::routes::body;
+use crate::routes::body::{self, SaysJson};
 use crate::settings::{self, Settings};
 use crate::shapes::EndpointWithSecret;
 
@@ -44,10 +44,10 @@ const TIMEOUT_SECONDS_DEFAULT: u32 = 30;
 pub async fn create(
     State(api): State<Api>,
     caller: Caller,
-    headers: HeaderMap,
+    said: SaysJson,
     sent: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<EndpointWithSecret>), Refusal> {
-    let body = body::json(&headers, sent, BODY_BYTES_MAX)?;
+    let body = body::json(said, sent, BODY_BYTES_MAX)?;
     let settings = settings::creation(&body, &api.policy)?;
     let tenant = caller.tenant;
     let active = api.links.store.count_active_endpoints(&tenant).await?;

@@ -24,7 +24,11 @@ use crate::refusal::Refusal;
         CommonProblems,
     )
 )]
-pub async fn end_overlap(State(api): State<Api>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+pub async fn end_overlap(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let tenant = caller.tenant;
     if !api.links.store.end_overlap(&tenant, id).await? {

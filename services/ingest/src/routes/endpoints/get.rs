@@ -23,7 +23,11 @@ use crate::shapes::EndpointShape;
         CommonProblems,
     )
 )]
-pub async fn get(State(api): State<Api>, caller: Caller, Path(id): Path<String>) -> Result<Json<EndpointShape>, Refusal> {
+pub async fn get(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<EndpointShape>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let endpoint = api.links.store.get_endpoint(&caller.tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
     Ok(Json(EndpointShape::new(&endpoint, api.links.clock.now())))

@@ -2,9 +2,9 @@
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use relay_store::Window;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::CommonProblems;
+use relay_store::Window;
 
 use crate::api::Api;
 use crate::query::Query;
@@ -24,7 +24,11 @@ use crate::shapes::{EndpointShape, Page};
         CommonProblems,
     )
 )]
-pub async fn list(State(api): State<Api>, caller: Caller, RawQuery(raw): RawQuery) -> Result<Json<Page<EndpointShape>>, Refusal> {
+pub async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    RawQuery(raw): RawQuery,
+) -> Result<Json<Page<EndpointShape>>, Refusal> {
     let query = Query::parse(raw.as_deref());
     let page = query.page()?;
     let is_active = query.boolean("is_active")?;

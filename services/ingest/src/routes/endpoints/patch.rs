@@ -6,17 +6,16 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 use relay_core::subject::HINT_DUE;
-use relay_store::EndpointChange;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
+use relay_store::EndpointChange;
 
 use super::{BODY_BYTES_MAX, EndpointChangeRequest};
 use crate::api::Api;
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body;
+use crate::routes::body::{self, SaysJson};
 use crate::settings::{self, Settings};
 use crate::shapes::EndpointShape;
 
@@ -42,11 +41,11 @@ pub async fn patch(
     State(api): State<Api>,
     caller: Caller,
     Path(id): Path<String>,
-    headers: HeaderMap,
+    said: SaysJson,
     sent: Result<Bytes, BytesRejection>,
 ) -> Result<Json<EndpointShape>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
-    let body = body::json(&headers, sent, BODY_BYTES_MAX)?;
+    let body = body::json(said, sent, BODY_BYTES_MAX)?;
     let change = change_of(settings::change(&body, &api.policy)?);
     let tenant = caller.tenant;
     let is_resumed = change.paused == Some(false);

@@ -7,18 +7,17 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 use relay_core::signature::SigningSecret;
-use relay_runtime::random;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
+use relay_runtime::random;
 
 use super::BODY_BYTES_MAX;
 use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body;
+use crate::routes::body::{self, SaysJson};
 use crate::shapes::EndpointWithSecret;
 
 /// How long both secrets sign, unless the request says otherwise.
@@ -61,13 +60,13 @@ pub async fn rotate_secret(
     State(api): State<Api>,
     caller: Caller,
     Path(id): Path<String>,
-    headers: HeaderMap,
+    said: SaysJson,
     sent: Result<Bytes, BytesRejection>,
 ) -> Result<Json<EndpointWithSecret>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let rotation = match sent {
         Ok(body) if body.is_empty() => Rotation::default(),
-        sent => read(&body::json(&headers, sent, BODY_BYTES_MAX)?)?,
+        sent => read(&body::json(said, sent, BODY_BYTES_MAX)?)?,
     };
     let secret = rotation.secret.unwrap_or_else(|| SigningSecret::generate(random::bytes32()));
     let tenant = caller.tenant;

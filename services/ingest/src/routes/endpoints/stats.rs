@@ -2,11 +2,11 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use relay_runtime::auth::Caller;
+use relay_runtime::openapi::{CommonProblems, ProblemBody};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
-use relay_runtime::auth::Caller;
-use relay_runtime::openapi::{CommonProblems, ProblemBody};
 
 use crate::api::Api;
 use crate::query;
@@ -46,7 +46,11 @@ pub struct EndpointStats {
         CommonProblems,
     )
 )]
-pub async fn stats(State(api): State<Api>, caller: Caller, Path(id): Path<String>) -> Result<Json<EndpointStats>, Refusal> {
+pub async fn stats(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<EndpointStats>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let tenant = caller.tenant;
     let store = &api.links.store;

@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use relay_core::ids::EventId;
-use relay_store::Window;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{CommonProblems, ProblemBody};
+use relay_store::Window;
 
 use crate::api::Api;
 use crate::query::{self, Query};
@@ -36,6 +36,7 @@ pub async fn attempts(
     let page = Query::parse(raw.as_deref()).page()?;
     let tenant = caller.tenant;
     let event = api.stored_id(&tenant, id).await?;
-    let listed = api.links.store.attempts_of_event(&tenant, event, &Window::page(page)).await?.ok_or(Refusal::UnknownEvent)?;
+    let listed =
+        api.links.store.attempts_of_event(&tenant, event, &Window::page(page)).await?.ok_or(Refusal::UnknownEvent)?;
     Ok(Json(Page::new(listed.items.iter().map(|a| AttemptShape::new(event, a)).collect(), listed.total, page)))
 }

@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::extract::{RawQuery, State};
 
-use relay_store::{EventFilter, Window};
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::CommonProblems;
+use relay_store::{EventFilter, Window};
 
 use crate::api::Api;
 use crate::query::Query;
@@ -24,7 +24,11 @@ use crate::shapes::{EventShape, Page};
         CommonProblems,
     )
 )]
-pub async fn list(State(api): State<Api>, caller: Caller, RawQuery(raw): RawQuery) -> Result<Json<Page<EventShape>>, Refusal> {
+pub async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    RawQuery(raw): RawQuery,
+) -> Result<Json<Page<EventShape>>, Refusal> {
     let page = Query::parse(raw.as_deref()).page()?;
     let events = api.links.store.list_events(&caller.tenant, &EventFilter::default(), &Window::page(page)).await?;
     Ok(Json(Page::new(events.items.iter().map(EventShape::of_summary).collect(), events.total, page)))

@@ -2,24 +2,26 @@
 //!
 //! This is the hot path: one parse, one slice of the body, one place in the committer's queue.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use relay_core::ids::{EventId, TenantId};
-use relay_store::EventView;
-use tokio::time::timeout;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
+use relay_store::EventView;
+use tokio::time::timeout;
 
 use crate::admit::{self, Draft, Headers};
 use crate::api::Api;
 use crate::refusal::Refusal;
-use crate::routes::body;
+use crate::routes::body::{self, SaysJson};
 use crate::shapes::EventShape;
 
 /// How long a request with a key waits for Postgres to say whether the key was used; then the first one wins.
@@ -40,6 +42,21 @@ pub struct EventRequest {
     idempotency_key: Option<String>,
 }
 
+/// The headers that count here: taken one by one, as a copy of all would be the dearest step of the hot path.
+pub struct Head {
+    key: Option<HeaderValue>,
+    trace: Option<HeaderValue>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Head {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let header = |name| parts.headers.get(name).cloned();
+        Ok(Self { key: header("idempotency-key"), trace: header("traceparent") })
+    }
+}
+
 /// Send an event
 #[utoipa::path(
     post,
@@ -57,8 +74,14 @@ pub struct EventRequest {
         BodyProblems,
     )
 )]
-pub async fn post(State(api): State<Api>, caller: Caller, headers: HeaderMap, sent: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
-    let outcome = accept(&api, caller.tenant, &headers, sent).await;
+pub async fn post(
+    State(api): State<Api>,
+    caller: Caller,
+    head: Head,
+    said: SaysJson,
+    sent: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let outcome = accept(&api, caller.tenant, &head, body::json(said, sent, api.payload_bytes_max)).await;
     match &outcome {
         Ok((_, false)) => api.counters.accepted.increment(1),
         Ok((_, true)) => api.counters.repeated.increment(1),
@@ -68,12 +91,19 @@ pub async fn post(State(api): State<Api>, caller: Caller, headers: HeaderMap, se
     outcome.map(|(shape, _)| (StatusCode::ACCEPTED, Json(shape)).into_response())
 }
 
+fn bytes(value: &Option<HeaderValue>) -> Option<&[u8]> {
+    value.as_ref().map(HeaderValue::as_bytes)
+}
+
 /// The event, and whether it was known before.
-async fn accept(api: &Api, tenant: TenantId, headers: &HeaderMap, sent: Result<Bytes, BytesRejection>) -> Result<(EventShape, bool), Refusal> {
-    let limit = api.payload_bytes_max;
-    let body = body::json(headers, sent, limit)?;
-    let header = |name| headers.get(name).map(header::HeaderValue::as_bytes);
-    let draft = admit::draft(&body, Headers { key: header("idempotency-key"), trace: header("traceparent") }, limit)?;
+async fn accept(
+    api: &Api,
+    tenant: TenantId,
+    head: &Head,
+    body: Result<Bytes, Refusal>,
+) -> Result<(EventShape, bool), Refusal> {
+    let headers = Headers { key: bytes(&head.key), trace: bytes(&head.trace) };
+    let draft = admit::draft(&body?, headers, api.payload_bytes_max)?;
     if let Some(known) = first_of_key(api, &tenant, &draft).await? {
         return Ok((known, true));
     }
@@ -101,7 +131,9 @@ async fn first_of_key(api: &Api, tenant: &TenantId, draft: &Draft) -> Result<Opt
 
 /// Whether a request says the same as the event that its key stands for.
 fn same(first: &EventView, draft: &Draft) -> bool {
-    first.summary.endpoint == draft.endpoint && first.summary.event_type == draft.event_type && first.payload == draft.payload
+    first.summary.endpoint == draft.endpoint
+        && first.summary.event_type == draft.event_type
+        && first.payload == draft.payload
 }
 
 /// Refuses what its endpoint doesn't take, but never from a memory that may be old: Postgres is asked first.

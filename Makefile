@@ -1,0 +1,60 @@
+# `make help` lists what there is. Everything lies below this directory: target/ (builds), .tools/ (programs that are
+# fetched), .relay/ (data of the private servers).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Queries are checked against the committed data in shared/relay-store/.sqlx; `make sqlx` makes them anew.
+export SQLX_OFFLINE := true
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+SEEDS ?= 10000
+ARGS ?=
+
+.PHONY: help up down logs build test bench simulate fmt lint sqlx compose-env clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: build ## Install what is missing, build, and run everything on this machine (Ctrl-C ends it)
+	@exec target/release/webhook-relay up $(ARGS)
+
+down: ## End a running `make up`
+	@.ci/down.sh
+
+logs: ## Follow the logs of the private servers
+	@tail -n 50 -F .relay/logs/*.log
+
+build: ## Only install and build: target/release/webhook-relay, .tools/nats-server
+	@.ci/install.sh servers
+	cargo build --release --locked -p webhook-relay
+
+test: ## The whole suite, as continuous integration runs it
+	@.ci/test.sh
+
+bench: build ## Measure this machine (ARGS="--seconds 60 --runs 3")
+	cargo build --release --locked -p bench
+	target/release/bench --binary target/release/webhook-relay $(ARGS)
+
+simulate: ## Run the protocol against misbehaving servers (SEEDS=1000000)
+	SEEDS=$(SEEDS) cargo test --release --locked -p relay-core --test simulation -- --nocapture
+
+fmt: ## Format the code
+	cargo fmt --all
+
+lint: ## Format check, clippy, dependency rules
+	@.ci/install.sh tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo deny --locked check --hide-inclusion-graph --allow duplicate bans licenses sources
+
+sqlx: ## Make the committed query data anew (after a change of SQL or migrations)
+	@.ci/sqlx.sh write
+
+compose-env: ## Generate the passwords that `docker compose up` needs into .env
+	@.ci/compose-env.sh
+
+clean: ## Remove builds and fetched programs; the data in .relay/ stay
+	cargo clean
+	rm -rf .tools

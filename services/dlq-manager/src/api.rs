@@ -1,0 +1,40 @@
+//! What the routes share: the links to the outside and the counters. Cheap to clone.
+
+use std::sync::Arc;
+
+use metrics::Counter;
+use relay_core::ids::TenantId;
+use relay_links::Links;
+use relay_runtime::auth::Caller;
+use relay_runtime::metrics::counter;
+
+/// State of the routes.
+#[derive(Clone)]
+pub struct Api {
+    /// The outside.
+    pub links: Links,
+    /// Counters of what operators did.
+    pub counters: Arc<Counters>,
+}
+
+/// What operators did.
+pub struct Counters {
+    /// Letters replayed.
+    pub replayed: Counter,
+    /// Letters discarded.
+    pub discarded: Counter,
+}
+
+impl Api {
+    /// The state around `links`.
+    pub fn new(links: Links) -> Self {
+        let counters =
+            Counters { replayed: counter("relay_dlq_replayed_total"), discarded: counter("relay_dlq_discarded_total") };
+        Self { links, counters: Arc::new(counters) }
+    }
+}
+
+/// Whose letters a caller may see: an operator sees everybody's, and those that belong to no tenant.
+pub fn scope(caller: &Caller) -> Option<&TenantId> {
+    (!caller.operator).then_some(&caller.tenant)
+}

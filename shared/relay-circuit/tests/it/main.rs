@@ -1,0 +1,5 @@
+//! Circuits of several pods against a real Redis: each test starts its own server and pins one behaviour.
+
+mod away;
+mod pods;
+mod shared;
