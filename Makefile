@@ -38,7 +38,7 @@ bench: build ## Measure this machine (ARGS="--seconds 60 --runs 3")
 	target/release/bench --binary target/release/webhook-relay $(ARGS)
 
 simulate: ## Run the protocol against misbehaving servers (SEEDS=1000000)
-	SEEDS=$(SEEDS) cargo test --release --locked -p relay-core --test simulation -- --nocapture
+	SIM_SEEDS=$(SEEDS) cargo test --release --locked -p relay-core --test simulation -- --nocapture
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -13,7 +13,7 @@ committed=shared/relay-store/.sqlx
 
 if [ "${2:-}" != inside ]; then
   case "${1:-}" in
-    write | check) exec .ci/with-servers.sh "$0" "$1" inside ;;
+    write | check) exec .ci/with-postgres.sh "$0" "$1" inside ;;
     *) echo "usage: $0 write|check" >&2; exit 2 ;;
   esac
 fi

@@ -28,4 +28,4 @@ step "programs for the black-box tests"
 cargo build --workspace --bins --locked
 
 step "tests: unit, property, simulation, black box"
-exec .ci/with-servers.sh cargo nextest run --workspace --locked --profile ci
+exec .ci/with-postgres.sh cargo nextest run --workspace --locked --profile ci

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::error::CircuitError;
 use crate::local::{CircuitTransition, Local, Urgency};
-use crate::shared::{Shared, Word};
+use crate::shared::{Grant, Shared, Word};
 use crate::snapshot::{CircuitView, Decision, Snapshot};
 
 const PREFIX: &str = "relay:circuit";
@@ -91,20 +91,20 @@ impl Circuits {
             return self.0.probe_locally(endpoint, lease, now);
         }
         match self.0.shared.probe(endpoint, lease).await {
-            // The step is taken here too, for the record; then what Redis says is what holds.
-            Ok((true, word)) => {
-                self.0.probe_locally(endpoint, lease, now);
-                self.0.apply(endpoint, word);
-                true
-            }
-            Ok((false, Word::Closed)) => {
+            Ok((Grant::Refused, Word::Closed)) => {
                 // Closed by another pod, or forgotten by Redis: only a look at everything can tell.
                 self.0.poll_now.notify_one();
                 false
             }
-            Ok((false, word)) => {
+            Ok((grant, word)) => {
                 self.0.apply(endpoint, word);
-                false
+                if grant == Grant::First {
+                    let begun = Circuit::Open { until: now };
+                    let asked = CircuitEvent::ProbeAsked { lease };
+                    let made = CircuitTransition::of_step(endpoint, begun, asked, now);
+                    self.0.local().record_all(made);
+                }
+                grant != Grant::Refused
             }
             Err(error) => {
                 self.0.set_down(&error);
@@ -243,8 +243,8 @@ impl Inner {
         let may_probe = self.snapshot.decide(endpoint, now) == Decision::Probe;
         if may_probe {
             let rule = CircuitRule::default(); // A probe's grant doesn't look at it.
-            let transition = self.snapshot.go(endpoint, asked, &rule, now, 0.0);
-            transition.into_iter().for_each(|t| local.record(t));
+            let made = self.snapshot.go(endpoint, asked, &rule, now, 0.0);
+            local.record_all(made);
         }
         may_probe
     }

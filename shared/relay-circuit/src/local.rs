@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use relay_core::breaker::{Circuit, CircuitEvent, CircuitRule, CircuitState, Observation, Tracker};
+use relay_core::breaker::{Circuit, CircuitEvent, CircuitRule, CircuitState, Observation, Tracker, Transition, step};
 use relay_core::ids::EndpointId;
 
 use crate::report::Report;
@@ -29,6 +29,19 @@ pub struct CircuitTransition {
     pub to: CircuitState,
     /// Why, in words.
     pub why: &'static str,
+}
+
+impl CircuitTransition {
+    /// The change that an event makes which doesn't depend on the endpoint's rule.
+    pub(crate) fn of_step(
+        endpoint: EndpointId,
+        circuit: Circuit,
+        event: CircuitEvent,
+        at: DateTime<Utc>,
+    ) -> Option<Self> {
+        let (_, made) = step(circuit, event, &CircuitRule::default(), at, 0.0);
+        made.map(|Transition { from, to, why }| Self { endpoint, at, from, to, why })
+    }
 }
 
 struct Watched {
@@ -103,7 +116,8 @@ impl Local {
                 watched.tracker.clear();
                 report.opens = true;
                 report.probe = None;
-                report.transition = snapshot.go(endpoint, CircuitEvent::Trip, rule, now, roll);
+                let made = snapshot.go(endpoint, CircuitEvent::Trip, rule, now, roll);
+                self.made(endpoint, made);
                 Urgency::Now
             }
         }
@@ -127,10 +141,18 @@ impl Local {
         let report = self.pending.entry(endpoint).or_default();
         report.rule = *rule;
         report.open_time = rule.open_time(roll);
-        report.probe = Some(what);
-        report.opens = false;
-        report.transition = snapshot.go(endpoint, event, rule, now, roll);
+        report.decide_by_probe(what);
+        let made = snapshot.go(endpoint, event, rule, now, roll);
+        self.made(endpoint, made);
         self.forget_counts(endpoint);
+    }
+
+    /// A change that this pod made: it waits for Redis's word. One that still waited for it had none: on record it goes.
+    fn made(&mut self, endpoint: EndpointId, made: Option<CircuitTransition>) {
+        let report = self.pending.entry(endpoint).or_default();
+        if let Some(earlier) = std::mem::replace(&mut report.transition, made) {
+            self.record(earlier);
+        }
     }
 
     /// A circuit opened or closed: counting begins anew.
@@ -185,6 +207,10 @@ impl Local {
             self.transitions.pop_front();
         }
         self.transitions.push_back(transition);
+    }
+
+    pub fn record_all(&mut self, made: impl IntoIterator<Item = CircuitTransition>) {
+        made.into_iter().for_each(|transition| self.record(transition));
     }
 
     pub fn take_transitions(&mut self) -> Vec<CircuitTransition> {

@@ -46,18 +46,28 @@ impl Report {
         }
     }
 
+    /// A probe showed this: counting begins anew with it.
+    pub fn decide_by_probe(&mut self, what: Observation) {
+        (self.calls, self.failures, self.trailing, self.had_success) = (0, 0, 0, false);
+        self.opens = false;
+        self.probe = Some(what);
+    }
+
     /// This report, which Redis didn't take, followed by a newer one.
-    pub fn followed_by(self, newer: Self) -> Self {
+    pub fn followed_by(mut self, newer: Self) -> Self {
+        if let Some(what) = newer.probe {
+            self.decide_by_probe(what);
+        }
         let trailing = if newer.had_success { newer.trailing } else { self.trailing.saturating_add(newer.trailing) };
-        let is_decided = newer.opens || newer.probe.is_some();
-        let (opens, probe) = if is_decided { (newer.opens, newer.probe) } else { (self.opens, self.probe) };
+        // What opens it after a probe closed it says nothing about the probe any longer.
+        let probe = if newer.opens { None } else { self.probe };
         Self {
             rule: newer.rule,
             calls: self.calls.saturating_add(newer.calls),
             failures: self.failures.saturating_add(newer.failures),
             had_success: self.had_success || newer.had_success,
             trailing,
-            opens,
+            opens: self.opens || newer.opens,
             open_time: newer.open_time,
             probe,
             wait_until: newer.wait_until.max(self.wait_until),
@@ -89,10 +99,11 @@ mod tests {
 
     #[test]
     fn the_newest_decision_counts() {
-        let opened = Report { opens: true, ..Report::default() };
+        let mut opened = Report { opens: true, ..Report::default() };
+        opened.count(Observation::Failure);
         let probed = Report { probe: Some(Observation::Success), ..Report::default() };
         let joined = opened.clone().followed_by(probed);
-        assert_eq!((joined.opens, joined.probe), (false, Some(Observation::Success)));
+        assert_eq!((joined.opens, joined.probe, joined.calls), (false, Some(Observation::Success), 0));
         assert!(opened.followed_by(Report::default()).opens);
     }
 }

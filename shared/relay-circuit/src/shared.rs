@@ -47,6 +47,16 @@ impl Word {
     }
 }
 
+/// The answer to who asks for the probe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Grant {
+    Refused,
+    /// The first of this open time.
+    First,
+    /// The one before it was lost.
+    AfterLost,
+}
+
 /// What Redis made of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
@@ -175,13 +185,18 @@ impl Shared {
     }
 
     /// Asks for the one probe.
-    pub async fn probe(&self, endpoint: EndpointId, lease: Duration) -> Result<(bool, Word), CircuitError> {
+    pub async fn probe(&self, endpoint: EndpointId, lease: Duration) -> Result<(Grant, Word), CircuitError> {
         let mut call = self.probe.prepare_invoke();
         call.key(self.keys.hash(endpoint)).key(&self.keys.probes);
         call.arg(endpoint.to_string()).arg(self.channel()).arg(millis(lease)).arg(millis(KEEP));
         let mut connection = self.connection.clone();
         let (granted, word, ms): (u8, String, i64) = in_time(PROBE_TIMEOUT, call.invoke_async(&mut connection)).await?;
-        Ok((granted == 1, Word::read(&word, ms)))
+        let grant = match granted {
+            0 => Grant::Refused,
+            1 => Grant::First,
+            _ => Grant::AfterLost,
+        };
+        Ok((grant, Word::read(&word, ms)))
     }
 
     /// Ends an open time now.

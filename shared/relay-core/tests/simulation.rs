@@ -31,7 +31,7 @@ use world::World;
 /// Seeds of one run.
 const SEEDS: u64 = 10_000;
 /// A switched off safety must show within so many.
-const MUTATION_SEEDS: u64 = 2_000;
+const MUTATION_SEEDS: u64 = 10_000;
 const THREADS: u64 = 2;
 
 fn number_from(variable: &str) -> Option<u64> {

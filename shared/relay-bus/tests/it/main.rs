@@ -4,4 +4,3 @@ mod faults;
 mod server;
 mod streams;
 mod users;
-mod tmp;

@@ -69,6 +69,8 @@ for i = 0, #KEYS - 4 do
   elseif was_open then
     changed = false
   else
+    -- A probe that failed while this Redis knew of no open circuit: it is open all the same.
+    opens = opens or probe == 'failure'
     if calls > 0 and count(hash, calls, failures, had_success, trailing, threshold, window_ms) then
       opens = true
     end

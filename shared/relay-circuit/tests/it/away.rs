@@ -37,7 +37,7 @@ async fn until_read(pods: &Pods, connection: &mut redis::aio::MultiplexedConnect
         Ok(calls.map_or(Ok(0), str::parse)?)
     }
     let _alive = &pods.a;
-    let enough = reads(connection).await? + 3 * 2 * 3;
+    let enough = reads(connection).await? + 2 * 2 * 3;
     while reads(connection).await? < enough {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }

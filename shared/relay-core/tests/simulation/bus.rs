@@ -204,7 +204,12 @@ impl World {
     }
 
     /// Publishes jobs in bundles, each until JetStream has it or for some seconds.
-    pub fn publish_jobs(&mut self, owner: Owner, jobs: Vec<relay_core::job::Job>, done: impl FnOnce(&mut Self) + 'static) {
+    pub fn publish_jobs(
+        &mut self,
+        owner: Owner,
+        jobs: Vec<relay_core::job::Job>,
+        done: impl FnOnce(&mut Self) + 'static,
+    ) {
         let bundles = relay_core::job::bundles(jobs);
         self.publish_rest(owner, bundles.into_iter(), Box::new(done));
     }

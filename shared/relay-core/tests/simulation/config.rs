@@ -37,12 +37,10 @@ pub enum Mutation {
     AckNewerCopy,
     /// A check whose answer comes late counts as fresh.
     LateCheckCounts,
-    /// A 2xx that saw its row closed, while a replay opened it, is not run again.
-    NoRerunOfReopened,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 16] = [
         Self::AckEventsBeforeCommit,
         Self::AckJobsBeforeRecord,
         Self::NoLease,
@@ -59,7 +57,6 @@ impl Mutation {
         Self::AgeFromMessage,
         Self::AckNewerCopy,
         Self::LateCheckCounts,
-        Self::NoRerunOfReopened,
     ];
 }
 
@@ -152,8 +149,10 @@ impl Setup {
         let mut chances = Chances::default();
         let mut faults = Vec::new();
         let mut two_leaders = false;
-        // One in twelve has no faults, a third one or two kinds, the rest a mixture.
+        // One in twelve has no faults, a third one or two kinds, the rest a mixture. A mixture shows soonest what a
+        // safety is for.
         let kinds = match dice.range(0, 11) {
+            _ if mutation.is_some() => dice.range(5, 10),
             0 => 0,
             1..=4 => dice.range(1, 2),
             _ => dice.range(3, 8),
@@ -162,7 +161,8 @@ impl Setup {
             let p = 0.02 + 0.2 * dice.unit();
             match dice.range(0, 21) {
                 n @ 0..=14 => {
-                    for _ in 0..dice.range(1, 3) {
+                    let operator = n >= 9;
+                    for _ in 0..dice.range(1, if operator { 6 } else { 3 }) {
                         let at = dice.range(200, super::world::FAULTS_UNTIL_MS - 1000);
                         // Half of them while most events are on their way.
                         let at = if dice.chance(0.5) { at } else { at % 25_000 + 200 };
@@ -178,6 +178,15 @@ impl Setup {
                 _ => two_leaders = true,
             }
         }
+        // What some safeties are for is rare; so it is made to happen.
+        let rare: &[Fault] = match mutation {
+            Some(Mutation::NoGrace) => &[Fault::KillPostgres],
+            Some(Mutation::NoRerun) => &[Fault::StallPod, Fault::StallPod, Fault::Deactivate, Fault::Resend],
+            Some(Mutation::AgeFromMessage) => &[Fault::StallDispatcher, Fault::StallDispatcher],
+            Some(Mutation::NoClaimGuard) => &[Fault::StallPod, Fault::StallPod],
+            _ => &[],
+        };
+        faults.extend(rare.iter().map(|fault| (dice.range(200, 15_000), *fault)));
         Self {
             mutation,
             dispatchers: dice.range(1, 2) as usize,
@@ -186,7 +195,8 @@ impl Setup {
             bundles: dice.range(3, 14) as usize,
             chances,
             two_leaders,
-            slowest_statement_ms: [2, 400, 4000][dice.index(3)],
+            // Shorter than what a leader waits after an outage, less the pods' time between two flushes.
+            slowest_statement_ms: [2, 400, 2500][dice.index(3)],
             copies_apart: dice.chance(0.2),
             faults,
             held: if dice.chance(0.3) { 0.3 } else { 0.0 },

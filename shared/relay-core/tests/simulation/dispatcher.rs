@@ -144,7 +144,13 @@ impl World {
         PlannedEvent { event: folded.event, aliases: folded.aliases, directory_version: version, deliveries, dead }
     }
 
-    fn parts(&mut self, owner: Owner, batch: Batch, mut parts: std::vec::IntoIter<Vec<PlannedEvent>>, stale: Vec<FoldedEvent>) {
+    fn parts(
+        &mut self,
+        owner: Owner,
+        batch: Batch,
+        mut parts: std::vec::IntoIter<Vec<PlannedEvent>>,
+        stale: Vec<FoldedEvent>,
+    ) {
         let Some(part) = parts.next() else {
             if stale.is_empty() {
                 return self.acknowledge(owner, &batch);
@@ -249,7 +255,8 @@ impl World {
 
     fn claim_due(&mut self, mut budgets: BTreeMap<EndpointId, usize>, lapsed: bool) -> Vec<Job> {
         let time = self.time();
-        let due: Vec<_> = self.store.rows.iter().filter(|(_, k)| k.row.is_due(lapsed, time)).map(|(key, _)| *key).collect();
+        let due: Vec<_> =
+            self.store.rows.iter().filter(|(_, k)| k.row.is_due(lapsed, time)).map(|(key, _)| *key).collect();
         let mut jobs = Vec::new();
         for key in due {
             let Some(left) = budgets.get_mut(&key.1).filter(|left| **left > 0) else { continue };
@@ -300,7 +307,12 @@ fn fresh_jobs(planned: &PlannedEvent, claimed_at: DateTime<Utc>) -> Vec<Job> {
     leased.map(|d| job_of(&planned.event, d.endpoint, (1, 0, 0), claimed_at)).collect()
 }
 
-fn job_of(event: &Event, endpoint: EndpointId, (claim, attempts, base): (i32, i32, i32), claimed_at: DateTime<Utc>) -> Job {
+fn job_of(
+    event: &Event,
+    endpoint: EndpointId,
+    (claim, attempts, base): (i32, i32, i32),
+    claimed_at: DateTime<Utc>,
+) -> Job {
     Job {
         event: event.id,
         endpoint,

@@ -133,7 +133,7 @@ impl World {
         self.note(|| format!("FAULT {fault:?}"));
         let left = FAULTS_UNTIL_MS - self.now;
         let stall = self.dice.range(500, 50_000).min(left);
-        let outage = self.dice.range(200, 30_000).min(left);
+        let outage = self.dice.range(200, 50_000).min(left);
         let (d, p) = (self.dice.index(self.setup.dispatchers), self.dice.index(self.setup.pods));
         let pod_process = self.setup.dispatchers + p;
         match fault {
@@ -165,16 +165,12 @@ impl World {
                     }
                 });
             }
+            Fault::StopPod if !self.pods[p].up => {}
             Fault::StopPod => {
                 self.stop_pod(p);
                 let owner = self.owner(pod_process);
                 let (grace, flush) = (self.dice.range(20, 3000), self.dice.range(500, 2000));
-                self.after(grace, move |w| {
-                    if w.alive(owner) {
-                        w.book(p, false);
-                        w.does(owner, 0, move |w| w.abort_pod(owner));
-                    }
-                });
+                self.does(owner, grace, move |w| w.abort_pod(owner));
                 self.after(grace + flush, move |w| {
                     if w.alive(owner) {
                         w.kill_pod(p);
@@ -264,7 +260,8 @@ impl World {
         if !self.postgres_is_up() || self.store.rows.is_empty() {
             return;
         }
-        let with_letter: Vec<Key> = self.store.rows.iter().filter(|(_, k)| k.row.letter.is_some()).map(|(key, _)| *key).collect();
+        let with_letter: Vec<Key> =
+            self.store.rows.iter().filter(|(_, k)| k.row.letter.is_some()).map(|(key, _)| *key).collect();
         let all: Vec<Key> = self.store.rows.keys().copied().collect();
         let from = if with_letter.is_empty() || fault == Fault::Resend { all } else { with_letter };
         let key = from[self.dice.index(from.len())];
@@ -280,7 +277,9 @@ impl World {
                 }
             }
             Fault::Resend if active => {
-                if let Some(how @ (Resent::Reopened | Resent::DueNow)) = self.change(key, Cause::Operator, |row| row.resend(time)) {
+                if let Some(how @ (Resent::Reopened | Resent::DueNow)) =
+                    self.change(key, Cause::Operator, |row| row.resend(time))
+                {
                     self.note(|| format!("{} sent again by an operator: {how:?}", short_key(key)));
                     self.book_delivery(key, how == Resent::Reopened);
                 }

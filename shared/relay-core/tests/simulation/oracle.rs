@@ -80,15 +80,14 @@ impl World {
         let Some(row) = self.store.row(key).copied() else { return };
         let seen = self.seen.entry(key).or_default();
         let (receipts, failures) = (seen.receipts_2xx, seen.failures);
-        let of_life: BTreeMap<i32, bool> = self
-            .store
-            .attempts
-            .values()
-            .filter(|a| a.key == key && a.number > row.state().base)
-            .fold(BTreeMap::new(), |mut numbers, a| {
-                *numbers.entry(a.number).or_insert(false) |= a.success;
-                numbers
-            });
+        let of_life: BTreeMap<i32, bool> =
+            self.store.attempts.values().filter(|a| a.key == key && a.number > row.state().base).fold(
+                BTreeMap::new(),
+                |mut numbers, a| {
+                    *numbers.entry(a.number).or_insert(false) |= a.success;
+                    numbers
+                },
+            );
         let succeeded = of_life.values().any(|success| *success);
         let was_inactive = self.endpoints.iter().any(|e| e.id == key.1 && e.was_inactive);
         let what = match row.closed() {

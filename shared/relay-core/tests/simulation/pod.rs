@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use relay_core::delivery::{DeadReason, DeliveryResult, Evidence, HandBack, Outcome};
+use relay_core::delivery::{Closed, DeadReason, DeliveryResult, Evidence, HandBack, Outcome};
 use relay_core::ids::{AttemptId, uuid_v7};
 use relay_core::job::Job;
 use relay_core::lanes::{Completion, LaneLimits, Lanes};
@@ -86,17 +86,14 @@ pub struct Pod {
     in_flight: BTreeMap<Slot, (AttemptId, Work)>,
     pub disrupted_at: Option<u64>,
     stopping: bool,
+    /// Its process runs.
+    pub up: bool,
 }
 
 impl Pod {
     pub fn new(disrupted_at: Option<u64>) -> Self {
-        let limits = LaneLimits {
-            global_in_flight: 16,
-            endpoint_initial: 2,
-            endpoint_max: 8,
-            queue_min: 6,
-            queue_seconds: 2.0,
-        };
+        let limits =
+            LaneLimits { global_in_flight: 16, endpoint_initial: 2, endpoint_max: 8, queue_min: 6, queue_seconds: 2.0 };
         Self {
             lanes: Lanes::new(limits),
             working: BTreeMap::new(),
@@ -108,6 +105,7 @@ impl Pod {
             in_flight: BTreeMap::new(),
             disrupted_at,
             stopping: false,
+            up: false,
         }
     }
 
@@ -125,6 +123,7 @@ impl World {
     pub fn start_pod(&mut self, p: usize) {
         let owner = self.owner(self.setup.dispatchers + p);
         self.pods[p] = Pod::new(Some(self.now));
+        self.pods[p].up = true;
         self.take_jobs(owner);
         self.tell_pods_progress(owner);
     }
@@ -153,12 +152,15 @@ impl World {
             // What comes from the wire takes its time.
             self.does(owner, 1, move |w| {
                 let got_at = w.time();
-                w.note(|| format!("pod {} gets JOBS {}, delivery {}", owner.process, message.sequence, message.delivered));
+                w.note(|| {
+                    format!("pod {} gets JOBS {}, delivery {}", owner.process, message.sequence, message.delivered)
+                });
                 let ack_early = w.mutated(Mutation::AckJobsBeforeRecord);
                 let pod = w.pod(owner);
                 let number = pod.next_bundle;
                 pod.next_bundle += 1;
-                pod.bundles.insert(number, Bundle { sequence: message.sequence, left: message.body.len(), unknown: false });
+                pod.bundles
+                    .insert(number, Bundle { sequence: message.sequence, left: message.body.len(), unknown: false });
                 if ack_early {
                     w.after(0, move |w| w.ack_jobs(message.sequence));
                 }
@@ -235,7 +237,9 @@ impl World {
         self.take(owner, &job, move |w, answer| {
             let settled = match answer {
                 Ok(Some((claim, claimed_at))) => {
-                    w.note(|| format!("{} checked by pod {}: goes on with claim {claim}", short_key(key), owner.process));
+                    w.note(|| {
+                        format!("{} checked by pod {}: goes on with claim {claim}", short_key(key), owner.process)
+                    });
                     work.job.claim = claim;
                     work.job.claimed_at = claimed_at;
                     // The answer may have come late: a claim that is old by now is checked once more.
@@ -272,7 +276,13 @@ impl World {
         let (answer, latency) = self.receive(key);
         self.note(|| {
             let job = &work.job;
-            format!("{} SENT by pod {}, claim {}, attempt {}", short_key(key), owner.process, job.claim, job.attempt_number())
+            format!(
+                "{} SENT by pod {}, claim {}, attempt {}",
+                short_key(key),
+                owner.process,
+                job.claim,
+                job.attempt_number()
+            )
         });
         self.does(owner, latency, move |w| {
             // Unless it was cut short by shutdown.
@@ -315,9 +325,7 @@ impl World {
             Answer::Success => (Outcome::Delivered, Completion::Success),
             Answer::Failure => (retry(), Completion::Failed),
             Answer::TimedOut => (retry(), Completion::TimedOut),
-            Answer::Refusal => {
-                (Outcome::Dead { reason: DeadReason::Permanent, deactivate: false }, Completion::Failed)
-            }
+            Answer::Refusal => (Outcome::Dead { reason: DeadReason::Permanent, deactivate: false }, Completion::Failed),
         };
         let now = self.now;
         self.pod(owner).lanes.done(work.job.endpoint, completion, now);
@@ -364,7 +372,8 @@ impl World {
             self.pod(owner).recording = false;
             return;
         }
-        let settled: Vec<(Slot, i32)> = results.iter().map(|(r, apart)| (((r.event, r.endpoint), *apart), r.claim)).collect();
+        let settled: Vec<(Slot, i32)> =
+            results.iter().map(|(r, apart)| (((r.event, r.endpoint), *apart), r.claim)).collect();
         let results: Vec<DeliveryResult> = results.into_iter().map(|(r, _)| r).collect();
         let batch = if self.mutated(Mutation::NoFold) {
             results.into_iter().map(|decisive| FoldedResult { decisive, others: Vec::new() }).collect()
@@ -389,6 +398,9 @@ impl World {
                 if !missed.is_empty() && reruns < RERUNS && !w.mutated(Mutation::NoRerun) {
                     return w.write(owner, missed, settled, reruns + 1, wait);
                 }
+                for folded in missed {
+                    w.check_counted(&folded.decisive);
+                }
                 for (slot, claim) in settled {
                     w.pod(owner).sent.remove(&slot);
                     w.settle(owner, slot, Settled::Done(claim));
@@ -396,6 +408,18 @@ impl World {
                 w.flush(owner);
             }
         });
+    }
+
+    /// A 2xx that is given up must have nothing to count for.
+    fn check_counted(&mut self, result: &DeliveryResult) {
+        let key = (result.event, result.endpoint);
+        let counts = self
+            .store
+            .row(key)
+            .is_some_and(|row| row.closed() != Some(Closed::Delivered) && result.attempts + 1 > row.state().base);
+        if counts {
+            self.fail(format!("a 2xx of {} is on record and counts for nothing", short_key(key)));
+        }
     }
 
     /// A delivery leaves the pod; messages that are through are acked. A copy with a newer claim is a job of its own
@@ -440,6 +464,7 @@ impl World {
 
     /// Shutdown ends: what is still on its way is put on record as cut short, and handed back.
     pub fn abort_pod(&mut self, owner: Owner) {
+        self.book_owner(owner);
         for (_, (id, work)) in std::mem::take(&mut self.pod(owner).in_flight) {
             self.note(|| format!("{} cut short by pod {}", short_key(work.key()), owner.process));
             let outcome = Outcome::HandedBack { delay: Duration::from_secs(1), reason: HandBack::Shutdown };

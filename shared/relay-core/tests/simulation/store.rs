@@ -126,7 +126,7 @@ impl World {
             }
             let seen = (statement.begin)(w);
             let crashes = w.store.crashes;
-            let takes = if w.dice.chance(0.2) { w.dice.range(2, w.setup.slowest_statement_ms) } else { 2 };
+            let takes = if w.dice.chance(0.3) { w.dice.range(2, w.setup.slowest_statement_ms) } else { 2 };
             w.after(takes, move |w| {
                 if w.store.crashes != crashes {
                     return w.does(owner, 5, |w| done(w, Err(NoAnswer::Unknown)));
@@ -189,7 +189,12 @@ impl World {
     }
 
     /// The dispatch statement.
-    pub fn dispatch(&mut self, owner: Owner, part: Vec<PlannedEvent>, done: impl FnOnce(&mut Self, Vec<PlannedEvent>, Result<(DateTime<Utc>, Vec<Dispatched>), NoAnswer>) + 'static) {
+    pub fn dispatch(
+        &mut self,
+        owner: Owner,
+        part: Vec<PlannedEvent>,
+        done: impl FnOnce(&mut Self, Vec<PlannedEvent>, Result<(DateTime<Utc>, Vec<Dispatched>), NoAnswer>) + 'static,
+    ) {
         let (seen_by_begin, to_commit, back) = (part.clone(), part.clone(), part);
         let statement = Statement {
             begin: Box::new(move |w: &mut World| {
@@ -271,16 +276,21 @@ impl World {
     fn check_key(&mut self, event: &Event, seen: &Seen) {
         let Some(key) = &event.key else { return };
         let ids = EventId::keyed_neighbours(&event.tenant, key, event.id.time());
-        let other = ids.into_iter().find(|id| {
-            self.store.written.get(id).is_some_and(|at| *at < seen.at || *at == self.store.steps)
-        });
+        let other = ids
+            .into_iter()
+            .find(|id| self.store.written.get(id).is_some_and(|at| *at < seen.at || *at == self.store.steps));
         if let Some(other) = other {
             self.fail(format!("one key, two events: {} and {}", short(event.id.0), short(other.0)));
         }
     }
 
     /// The check: takes the row for a suspect job.
-    pub fn take(&mut self, owner: Owner, job: &Job, done: impl FnOnce(&mut Self, Result<Option<(i32, DateTime<Utc>)>, NoAnswer>) + 'static) {
+    pub fn take(
+        &mut self,
+        owner: Owner,
+        job: &Job,
+        done: impl FnOnce(&mut Self, Result<Option<(i32, DateTime<Utc>)>, NoAnswer>) + 'static,
+    ) {
         let (key, claim, attempts) = ((job.event, job.endpoint), job.claim, job.attempts);
         let statement = Statement {
             begin: Box::new(|_: &mut World| ()),
@@ -288,7 +298,8 @@ impl World {
                 let time = w.time();
                 if w.mutated(Mutation::CheckDoesNotTake) {
                     let row = w.store.row(key)?;
-                    let is_its = row.closed().is_none() && row.state().claim == claim && row.state().attempts == attempts;
+                    let is_its =
+                        row.closed().is_none() && row.state().claim == claim && row.state().attempts == attempts;
                     return is_its.then_some((claim, time));
                 }
                 let claim = w.change(key, Cause::Other, |row| row.take(claim, attempts, lease(), time)).flatten()?;
@@ -300,27 +311,30 @@ impl World {
 
     /// The record statement, for a batch that is folded (or, mutated, isn't: then the first row of a delivery counts,
     /// as for PostgreSQL, which changes a target once).
-    pub fn record(&mut self, owner: Owner, batch: Vec<FoldedResult>, done: impl FnOnce(&mut Self, Vec<FoldedResult>, Result<Vec<Recorded>, NoAnswer>) + 'static) {
+    pub fn record(
+        &mut self,
+        owner: Owner,
+        batch: Vec<FoldedResult>,
+        done: impl FnOnce(&mut Self, Vec<FoldedResult>, Result<Vec<Recorded>, NoAnswer>) + 'static,
+    ) {
         let keys: Vec<Key> = batch.iter().map(|f| (f.decisive.event, f.decisive.endpoint)).collect();
         let (to_commit, back) = (batch.clone(), batch);
         let statement = Statement {
             begin: Box::new(move |w: &mut World| {
-                let seen = |k| w.store.rows.get(k).map_or((0, false), |kept| (kept.moved, kept.row.closed().is_some()));
-                keys.iter().map(seen).collect()
+                keys.iter().map(|k| w.store.rows.get(k).map_or(0, |kept| kept.moved)).collect()
             }),
-            commit: Box::new(move |w: &mut World, seen: Vec<(u32, bool)>| {
+            commit: Box::new(move |w: &mut World, seen: Vec<u32>| {
                 let mut changed = BTreeSet::new();
                 to_commit
                     .iter()
                     .zip(seen)
-                    .map(|(folded, (moved, was_closed))| {
+                    .map(|(folded, moved)| {
                         for result in std::iter::once(&folded.decisive).chain(&folded.others) {
                             w.write_attempt(result);
                         }
                         let key = (folded.decisive.event, folded.decisive.endpoint);
                         let found = w.store.rows.get(&key).is_some_and(|kept| kept.moved == moved);
-                        let forgotten = was_closed && w.mutated(Mutation::NoRerunOfReopened);
-                        if !changed.insert(key) || (!found && forgotten) {
+                        if !changed.insert(key) {
                             Recorded::Written
                         } else if found {
                             w.write_result(&folded.decisive);

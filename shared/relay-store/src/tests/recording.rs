@@ -200,7 +200,7 @@ async fn the_statement_is_the_transition_function(pool: PgPool) {
                         Some(Stored::Open(row) | Stored::Closed(_, row)) => row,
                         None => OpenState { claim: 1, attempts: 0, base: 0 },
                     };
-                    let near = |rng: &mut StdRng, n: i32| (n + [0, 0, 0, -1, 1][rng.random_range(0..5)]).max(0);
+                    let near = |rng: &mut StdRng, n: i32| (n + [0, 0, 0, -1, 1, -2][rng.random_range(0..6)]).max(0);
                     let job = Job {
                         event: *event,
                         endpoint: *endpoint,

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Runs a command with a throw-away PostgreSQL and Redis on free ports of loopback: DATABASE_URL and REDIS_URL say where.
-# They end, and their data go, with the command.
+# Runs a command with a throw-away PostgreSQL on a free port of loopback; DATABASE_URL says where. It ends, and its data
+# go, with the command.
 #
-#   with-servers.sh cargo nextest run
+#   with-postgres.sh cargo nextest run -p relay-store
 set -euo pipefail
 
 dir="$(mktemp -d)"
 chmod 711 "$dir"
-pids=()
+pid=""
 as_user=()
 
 finish() {
-  local pid
-  for pid in "${pids[@]}"; do kill -INT "$pid" 2> /dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2> /dev/null || true; done
+  if [ -n "$pid" ]; then
+    kill -INT "$pid" 2> /dev/null || true
+    wait "$pid" 2> /dev/null || true
+  fi
   rm -rf "$dir"
 }
 trap finish EXIT
@@ -47,37 +48,15 @@ start_postgres() {
   (cd / && exec setpriv "${as_user[@]}" --pdeathsig INT -- "$bin/postgres" -D "$dir/postgres" -c port="$port" \
     -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=300 -c shared_buffers=128MB \
     -c max_wal_size=2GB > "$dir/postgres.log" 2>&1) &
-  pids+=($!)
+  pid=$!
   export DATABASE_URL="postgres://postgres@127.0.0.1:$port/postgres"
-  wait_for "PostgreSQL" "$dir/postgres.log" psql -XqAtc 'select 1' "$DATABASE_URL"
-}
-
-start_redis() {
-  local program port
-  port="$(free_port)"
-  program="$(command -v redis-server || true)"
-  if [ -z "$program" ]; then
-    # One program that looks at its own name.
-    ln -s "$(command -v redis-check-rdb)" "$dir/redis-server"
-    program="$dir/redis-server"
-  fi
-  setpriv --pdeathsig TERM -- "$program" --port "$port" --bind 127.0.0.1 --save '' --appendonly no \
-    > "$dir/redis.log" 2>&1 &
-  pids+=($!)
-  export REDIS_URL="redis://127.0.0.1:$port/"
-  wait_for "Redis" "$dir/redis.log" bash -c "exec 3<> /dev/tcp/127.0.0.1/$port"
-}
-
-wait_for() { # name log command...
-  local name="$1" log="$2" deadline=$((SECONDS + 60))
-  shift 2
-  until "$@" > /dev/null 2>&1; do
-    kill -0 "${pids[-1]}" 2> /dev/null || fail "$name ended at once" "$log"
-    [ "$SECONDS" -lt "$deadline" ] || fail "$name is not ready after a minute" "$log"
+  local deadline=$((SECONDS + 60))
+  until psql -XqAtc 'select 1' "$DATABASE_URL" > /dev/null 2>&1; do
+    kill -0 "$pid" 2> /dev/null || fail "PostgreSQL ended at once" "$dir/postgres.log"
+    [ "$SECONDS" -lt "$deadline" ] || fail "PostgreSQL is not ready after a minute" "$dir/postgres.log"
     sleep 0.1
   done
 }
 
 start_postgres
-start_redis
 "$@"
