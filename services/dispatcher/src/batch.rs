@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Links;
 use crate::decode::Unusable;
 use crate::jobs;
+use crate::meters::Meters;
 use crate::plan;
 use crate::room::Room;
 
@@ -51,12 +52,13 @@ pub struct Batch {
 pub struct Batcher {
     links: Links,
     room: Arc<Room>,
+    meters: Arc<Meters>,
 }
 
 impl Batcher {
     /// Ready.
-    pub fn new(links: Links, room: Arc<Room>) -> Self {
-        Self { links, room }
+    pub fn new(links: Links, room: Arc<Room>, meters: Arc<Meters>) -> Self {
+        Self { links, room, meters }
     }
 
     /// Takes one batch through, however long Postgres is away, and acknowledges it. Gives up only when `stop`
@@ -133,6 +135,7 @@ impl Batcher {
         let mut again = self.unknown_tenants(unknown, rounds).await?;
         let mut refused = BTreeSet::new();
         for part in protocol::split(planned) {
+            self.meters.batch(part.len());
             let done = self.links.store.dispatch(&part).await?;
             let stale = self.follow_up(part, done).await?;
             refused.extend(stale.iter().map(|e| e.event.tenant.clone()));
@@ -175,6 +178,7 @@ impl Batcher {
         let mut held = false;
         let mut dead: Vec<(TenantId, DeadReason)> = Vec::new();
         for (planned, outcome) in part.into_iter().zip(done.outcomes) {
+            self.meters.event(&outcome);
             match outcome {
                 DispatchOutcome::Inserted => {
                     held |= planned.deliveries.iter().any(|d| !d.leased);
@@ -197,7 +201,7 @@ impl Batcher {
         for (tenant, reason) in dead {
             self.links.bus.publish_letter_hint(Some(&tenant), reason.as_str(), Bytes::new());
         }
-        jobs::publish(&self.links.bus, Lane::Fresh, jobs).await;
+        self.meters.jobs(jobs::publish(&self.links.bus, Lane::Fresh, jobs).await);
         if held {
             self.links.bus.hint(HINT_DUE, Bytes::new()).await;
         }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::batch::{Batch, Batcher};
 use crate::decode::{self, Decoded, Message};
+use crate::meters::Meters;
 use crate::room::Room;
 use crate::{Config, Links};
 
@@ -36,9 +37,9 @@ pub struct Intake {
 
 impl Intake {
     /// Ready to pull.
-    pub fn new(links: Links, room: Arc<Room>, config: &Config) -> Self {
+    pub fn new(links: Links, room: Arc<Room>, meters: Arc<Meters>, config: &Config) -> Self {
         Self {
-            batcher: Arc::new(Batcher::new(links.clone(), room)),
+            batcher: Arc::new(Batcher::new(links.clone(), room, meters)),
             links,
             batches: config.dispatch_batches.max(1),
             payload_bytes_max: config.payload_bytes_max,

@@ -11,6 +11,7 @@ mod decode;
 mod intake;
 mod jobs;
 mod leader;
+mod meters;
 mod plan;
 mod purge;
 mod room;
@@ -49,10 +50,11 @@ impl Dispatcher {
     /// Works until `stop` fires, then finishes what it has pulled.
     pub async fn run(self, stop: CancellationToken) {
         let room = Arc::new(room::Room::default());
+        let meters = Arc::new(meters::Meters::new());
         let tasks = TaskTracker::new();
         tasks.spawn(room::watch(Arc::clone(&room), self.links.bus.clone(), stop.clone()));
         tasks.spawn(scheduler::run(
-            scheduler::Scheduler::new(self.links.clone(), Arc::clone(&room), &self.config),
+            scheduler::Scheduler::new(self.links.clone(), Arc::clone(&room), Arc::clone(&meters)),
             leader::Leader::new(self.links.store.clone(), "scheduler", &self.holder),
             stop.clone(),
         ));
@@ -61,7 +63,7 @@ impl Dispatcher {
             leader::Leader::new(self.links.store.clone(), "purge", &self.holder),
             stop.clone(),
         ));
-        tasks.spawn(intake::run(intake::Intake::new(self.links.clone(), room, &self.config), stop.clone()));
+        tasks.spawn(intake::run(intake::Intake::new(self.links.clone(), room, meters, &self.config), stop.clone()));
         tasks.close();
         tasks.wait().await;
     }

@@ -7,21 +7,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay_bus::Bus;
 use relay_circuit::Decision;
 use relay_core::protocol::{Budgets, may_claim_lapsed};
 use relay_core::subject::{HINT_DUE, Lane};
 use relay_store::{ClaimBudget, DueEndpoint, StoreError};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::leader::Leader;
+use crate::meters::Meters;
 use crate::room::Room;
-use crate::{Config, Links, jobs};
+use crate::{Links, jobs};
 
 /// Time between two passes when nothing wakes the scheduler earlier.
 const PERIOD: Duration = Duration::from_millis(100);
 /// A pass may use this share of the time at most: long passes (many endpoints) are spaced out.
 const DUTY: u32 = 5;
+/// Least time between two passes.
+const GAP: Duration = Duration::from_millis(10);
 /// Rows claimed by one statement at most.
 const CLAIM_ROWS_MAX: i32 = 2000;
 
@@ -29,6 +34,7 @@ const CLAIM_ROWS_MAX: i32 = 2000;
 pub struct Scheduler {
     links: Links,
     room: Arc<Room>,
+    meters: Arc<Meters>,
     budgets: Budgets,
     started: Instant,
     failed_at: Option<Instant>,
@@ -45,8 +51,8 @@ pub struct Pass {
 
 impl Scheduler {
     /// Nothing is known yet.
-    pub fn new(links: Links, room: Arc<Room>, _config: &Config) -> Self {
-        Self { links, room, budgets: Budgets::default(), started: Instant::now(), failed_at: None }
+    pub fn new(links: Links, room: Arc<Room>, meters: Arc<Meters>) -> Self {
+        Self { links, room, meters, budgets: Budgets::default(), started: Instant::now(), failed_at: None }
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -83,11 +89,15 @@ impl Scheduler {
     fn budget(&mut self, due: &DueEndpoint) -> Option<ClaimBudget> {
         let directory = self.links.directory.snapshot();
         let endpoint = directory.endpoint(due.endpoint)?;
-        if endpoint.paused || !endpoint.is_active || self.room.is_full(endpoint.id) || self.room.is_deep(Lane::Retry) {
+        if endpoint.paused || !endpoint.is_active || self.room.is_deep(Lane::Retry) {
             return None;
         }
         let now = self.links.clock.now();
         let now_ms = self.millis(Instant::now());
+        if self.room.is_full(endpoint.id) {
+            self.budgets.bounced(endpoint.id, now_ms);
+            return None;
+        }
         let (limit, probe) = match self.links.circuits.decide(endpoint.id, &endpoint.circuit, now) {
             Decision::Refuse { .. } => return None,
             Decision::Probe => (1, true),
@@ -126,33 +136,51 @@ impl Scheduler {
 
 /// Passes while this process leads, woken by hints and by circuits that close.
 pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: CancellationToken) {
-    let mut hints = scheduler.links.bus.subscribe_hints(HINT_DUE);
-    let mut circuits = scheduler.links.circuits.changes();
-    let mut disruption = scheduler.links.bus.disruption();
-    let mut wait = PERIOD;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-            _ = hints.recv() => {}
-            _ = circuits.changed() => {}
-            Ok(()) = disruption.changed() => scheduler.failed_at = Some(Instant::now()),
-        }
-        let Some(leads_since) = leader.leads_since().await else {
-            wait = Duration::from_secs(1);
-            continue;
-        };
-        let begun = Instant::now();
-        match scheduler.step(leads_since).await {
-            Ok(pass) => {
-                metrics::counter!("relay_scheduler_claimed_total").increment(pass.claimed as u64);
-                wait = if pass.more { Duration::ZERO } else { PERIOD.max(begun.elapsed() * DUTY) };
+    let hinted = Arc::new(Notify::new());
+    let listener = listen(scheduler.links.bus.clone(), Arc::clone(&hinted));
+    let passes = async {
+        let mut circuits = scheduler.links.circuits.changes();
+        let mut disruption = scheduler.links.bus.disruption();
+        let mut wait = PERIOD;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+                () = hinted.notified() => {}
+                _ = circuits.changed() => {}
+                Ok(()) = disruption.changed() => scheduler.failed_at = Some(Instant::now()),
             }
-            Err(error) => {
-                tracing::warn!(%error, "a pass over what is due failed; trying again");
-                scheduler.failed_at = Some(Instant::now());
+            let Some(leads_since) = leader.leads_since().await else {
                 wait = Duration::from_secs(1);
+                continue;
+            };
+            let begun = Instant::now();
+            match scheduler.step(leads_since).await {
+                Ok(pass) => {
+                    scheduler.meters.claimed(pass.claimed);
+                    wait = if pass.more { Duration::ZERO } else { PERIOD.max(begun.elapsed() * DUTY) };
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a pass over what is due failed; trying again");
+                    scheduler.failed_at = Some(Instant::now());
+                    wait = Duration::from_secs(1);
+                }
             }
+            // However many hints come, passes keep this distance.
+            tokio::time::sleep(GAP).await;
         }
+    };
+    tokio::select! {
+        // A pass that has claimed is not cut off before it has published.
+        () = passes => {}
+        () = listener => {}
+    }
+}
+
+/// Turns hints into one wake-up, however many come.
+async fn listen(bus: Bus, hinted: Arc<Notify>) {
+    let mut hints = bus.subscribe_hints(HINT_DUE);
+    while hints.recv().await.is_some() {
+        hinted.notify_one();
     }
 }

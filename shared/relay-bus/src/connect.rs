@@ -167,6 +167,7 @@ fn on_event(event: &Event, name: &str, link: &watch::Sender<Link>, disruption: &
 }
 
 /// At once the first time, then 20 ms, 40 ms … up to [`RECONNECT_WAIT_MAX`], stretched by up to a quarter.
+#[expect(clippy::disallowed_methods, reason = "an adapter knows the core alone; this is jitter")]
 fn reconnect_delay(attempts: usize) -> Duration {
     if attempts <= 1 {
         return Duration::ZERO;

@@ -12,8 +12,11 @@ use tokio::time::Instant;
 use crate::bus::Bus;
 use crate::error::PublishError;
 
-/// How long a PubAck is awaited before the outcome counts as unknown.
-const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long EVENTS may take to store a bundle before the outcome counts as unknown. A server that syncs each message
+/// answers nobody until it has stored all that had arrived: a burst of a stranger's messages takes seconds.
+const EVENTS_ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for JOBS, which isn't synced.
+const JOBS_ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long jobs are tried again before they are left to their leases.
 const JOBS_DEADLINE: Duration = Duration::from_secs(5);
 /// First pause before another try; doubles up to [`PAUSE_MAX`].
@@ -55,7 +58,7 @@ impl Bus {
     /// ids inside make a second copy harmless.
     pub async fn publish_events(&self, shard: u16, bundle: Bytes) -> Result<(), PublishError> {
         let subject = subject::bundles(shard);
-        self.publish_acked(&subject, None, bundle, ACK_TIMEOUT).await.map(drop)
+        self.publish_acked(&subject, None, bundle, EVENTS_ACK_TIMEOUT).await.map(drop)
     }
 
     /// Publishes a bundle of jobs and waits until JetStream has it; tries for 5 s. A try after an unknown outcome
@@ -76,7 +79,7 @@ impl Bus {
             if maybe_stored {
                 headers.insert(HEADER_SUSPECT, "1");
             }
-            let within = ACK_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+            let within = JOBS_ACK_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
             let error = match self.publish_acked(&subject, Some(headers), bundle.clone(), within).await {
                 Ok(Published::Duplicate) if !maybe_stored => {
                     return Err(PublishError::Refused("a new message id was taken for a duplicate".to_owned()));

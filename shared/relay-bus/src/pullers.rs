@@ -4,10 +4,12 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use async_nats::Message;
+use async_nats::{Client, Message};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::ack::AckHandle;
 use crate::bus::Bus;
 use crate::connect::Link;
 use crate::pull::{PullFrom, Puller};
@@ -20,13 +22,14 @@ pub(crate) struct Pullers {
     list: Vec<Puller>,
     turn: usize,
     link: watch::Receiver<Link>,
+    client: Client,
 }
 
 impl Pullers {
     pub fn new(bus: &Bus, from: impl IntoIterator<Item = PullFrom>) -> Self {
         bus.watch_leaders();
         let list = from.into_iter().map(|from| Puller::new(bus.clone(), from)).collect();
-        Self { list, turn: 0, link: bus.consuming.link.clone() }
+        Self { list, turn: 0, link: bus.consuming.link.clone(), client: bus.consuming.client.clone() }
     }
 
     /// The next message and which puller it comes from. Dropping the future loses no message.
@@ -39,7 +42,7 @@ impl Pullers {
             }
             let wake_at =
                 self.list.iter().filter_map(|p| p.wake_at(since)).min().unwrap_or_else(|| Instant::now() + LOOK);
-            let Self { list, turn, link } = self;
+            let Self { list, turn, link, .. } = self;
             let came = tokio::select! {
                 biased;
                 came = poll_fn(|cx| poll_in_turn(list, turn, cx)) => came,
@@ -72,6 +75,23 @@ impl Pullers {
                 Poll::Ready((_, None)) => {}
                 Poll::Pending => return None,
             }
+        }
+    }
+}
+
+impl Drop for Pullers {
+    /// What came and wasn't taken goes to others at once, not after `ack_wait`.
+    fn drop(&mut self) {
+        let mut given_back = Vec::new();
+        while let Some((_, message)) = self.ready() {
+            given_back.extend(message.reply.map(|reply| AckHandle::new(self.client.clone(), reply)));
+        }
+        if let (false, Ok(runtime)) = (given_back.is_empty(), Handle::try_current()) {
+            runtime.spawn(async move {
+                for ack in given_back {
+                    ack.nak(Duration::ZERO).await;
+                }
+            });
         }
     }
 }

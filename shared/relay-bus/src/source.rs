@@ -13,9 +13,11 @@ use crate::ack::AckHandle;
 use crate::bus::Bus;
 use crate::pull::PullFrom;
 use crate::pullers::Pullers;
+use crate::topology::MESSAGE_BYTES_MAX;
 
 /// Bytes of one pull request on EVENTS.
 pub(crate) const EVENTS_PULL_BYTES: usize = 8 * 1024 * 1024;
+const _: () = assert!(EVENTS_PULL_BYTES > MESSAGE_BYTES_MAX && JOBS_PULL_BYTES > MESSAGE_BYTES_MAX);
 /// Messages of one pull request on EVENTS.
 const EVENTS_PULL_MESSAGES: usize = 500;
 /// Bytes that one [`EventSource::next`] gathers before it stops.

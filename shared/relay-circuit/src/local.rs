@@ -104,7 +104,7 @@ impl Local {
         if !watched.tracker.in_trouble(rule, now) {
             return Urgency::None;
         }
-        let roll = rand::random();
+        let roll = roll();
         let report = self.pending.entry(endpoint).or_default();
         report.rule = *rule;
         report.open_time = rule.open_time(roll);
@@ -131,7 +131,7 @@ impl Local {
         what: Observation,
         now: DateTime<Utc>,
     ) {
-        let roll = rand::random();
+        let roll = roll();
         let event = match what {
             Observation::Success => CircuitEvent::ProbeSucceeded,
             Observation::Failure => CircuitEvent::ProbeFailed,
@@ -229,4 +229,10 @@ impl Local {
             });
         }
     }
+}
+
+/// Stretches an open time: uniform in 0..1.
+#[expect(clippy::disallowed_methods, reason = "an adapter knows the core alone; this is jitter")]
+fn roll() -> f64 {
+    rand::random()
 }

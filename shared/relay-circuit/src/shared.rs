@@ -213,7 +213,7 @@ impl Shared {
     pub async fn poll(&self) -> Result<Known, CircuitError> {
         let mut pipe = redis::pipe();
         pipe.atomic();
-        pipe.cmd("SET").arg(&self.keys.born).arg(Uuid::from_u128(rand::random()).to_string()).arg("NX").ignore();
+        pipe.cmd("SET").arg(&self.keys.born).arg(new_memory()).arg("NX").ignore();
         pipe.cmd("GET").arg(&self.keys.born);
         pipe.cmd("TIME");
         for set in [&self.keys.open, &self.keys.probes, &self.keys.waits] {
@@ -251,6 +251,12 @@ impl Shared {
         })
         .await
     }
+}
+
+/// The mark of a Redis that has no memory yet.
+#[expect(clippy::disallowed_methods, reason = "an adapter knows the core alone; this is no id that is stored")]
+fn new_memory() -> String {
+    Uuid::from_u128(rand::random()).to_string()
 }
 
 fn script(code: &str) -> Script {

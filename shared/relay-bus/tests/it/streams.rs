@@ -235,6 +235,25 @@ async fn two_sources_share_the_work() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_source_that_ends_gives_back_what_it_did_not_hand_out() -> Result<()> {
+    let server = Server::start().await?;
+    let bus = server.bus().await?;
+    for n in 0..10u8 {
+        bus.publish_events(0, Bytes::copy_from_slice(&[n])).await?;
+    }
+    let cancel = CancellationToken::new();
+    let mut first = bus.events();
+    let taken = first.next(1, &cancel).await;
+    wait_for_lag(&bus, Lag { pending: 0, ack_pending: 10 }).await?;
+    // All are delivered; asking once more makes sure that they have arrived in this process too.
+    bus.ping().await?;
+    drop(first);
+    let rest = take(&mut bus.events(), 9).await?;
+    assert!(rest.iter().all(|m| m.payload != taken[0].payload && m.delivered == 2));
+    Ok(())
+}
+
+#[tokio::test]
 async fn only_acknowledged_history_is_purged() -> Result<()> {
     let server = Server::start().await?;
     let (bus, client) = (server.bus().await?, server.raw().await?);

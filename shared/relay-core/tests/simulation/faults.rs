@@ -109,9 +109,11 @@ impl World {
         }
     }
 
-    /// The same for the process of a pod.
+    /// The same for a process, if it is a pod's.
     pub fn book_owner(&mut self, owner: Owner) {
-        self.book(owner.process - self.setup.dispatchers, false);
+        if let Some(p) = owner.process.checked_sub(self.setup.dispatchers) {
+            self.book(p, false);
+        }
     }
 
     fn book_all(&mut self) {
@@ -267,24 +269,25 @@ impl World {
         let key = from[self.dice.index(from.len())];
         let active = self.endpoints.iter().any(|e| e.id == key.1 && e.active);
         let (force, time) = (self.dice.chance(0.5), self.time());
-        match fault {
+        let reopened = match fault {
             Fault::Discard => {
                 self.change(key, Cause::Operator, |row| row.discard());
+                None
             }
             Fault::Replay if active => {
-                if self.change(key, Cause::Operator, |row| row.replay(force, time)) == Some(true) {
-                    self.book_delivery(key, true);
-                }
+                let replayed = self.change(key, Cause::Operator, |row| row.replay(force, time));
+                (replayed == Some(true)).then_some(true)
             }
-            Fault::Resend if active => {
-                if let Some(how @ (Resent::Reopened | Resent::DueNow)) =
-                    self.change(key, Cause::Operator, |row| row.resend(time))
-                {
-                    self.note(|| format!("{} sent again by an operator: {how:?}", short_key(key)));
-                    self.book_delivery(key, how == Resent::Reopened);
-                }
-            }
-            _ => {}
+            Fault::Resend if active => match self.change(key, Cause::Operator, |row| row.resend(time)) {
+                Some(Resent::Reopened) => Some(true),
+                Some(Resent::DueNow) => Some(false),
+                Some(Resent::InProgress) | None => None,
+            },
+            _ => None,
+        };
+        if let Some(reopened) = reopened {
+            self.note(|| format!("{} sent again by an operator", short_key(key)));
+            self.book_delivery(key, reopened);
         }
     }
 }

@@ -53,7 +53,8 @@ async fn what_cannot_be_used_becomes_a_dead_letter_and_blocks_nothing() -> anyho
     let (_client, js) = producer(&w).await?;
     w.api.endpoint(&w.sink.url("/good"), json!({})).await?;
     js.publish("relay.events.default.bad.json", vec![b'{', 0xff, 0].into()).await?.await?;
-    js.publish("relay.events.default.too.large", vec![b'1'; 1024 * 1024 + 1].into()).await?.await?;
+    let large = format!("\"{}\"", "x".repeat(1024 * 1024));
+    js.publish("relay.events.default.too.large", large.into()).await?.await?;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Relay-Endpoint-Id", uuid::Uuid::from_u128(7).to_string().as_str());
     js.publish_with_headers("relay.events.default.no.endpoint", headers, "1".into()).await?.await?;

@@ -8,26 +8,16 @@ use base64::Engine as _;
 use it::World;
 use serde_json::json;
 
-fn python() -> anyhow::Result<PathBuf> {
-    // One environment for all tests of a run; made anew where it isn't whole.
-    let dir = std::env::temp_dir().join("relay-it-python-1");
-    let python = dir.join("bin/python");
-    let whole = dir.join("whole");
-    if !whole.exists() {
-        let _ = std::fs::remove_dir_all(&dir);
+/// An interpreter with these packages, in an environment of the test's own.
+async fn python(w: &World, packages: &'static [&'static str]) -> anyhow::Result<PathBuf> {
+    let dir = w.data("python");
+    tokio::task::spawn_blocking(move || {
         run(Command::new("python3").args(["-m", "venv"]).arg(&dir))?;
-        run(Command::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "standardwebhooks==1.0.1",
-            "stripe==13.0.1",
-            "nats-py==2.11.0",
-        ]))?;
-        std::fs::write(&whole, "")?;
-    }
-    Ok(python)
+        let python = dir.join("bin/python");
+        run(Command::new(&python).args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]).args(packages))?;
+        Ok(python)
+    })
+    .await?
 }
 
 fn run(command: &mut Command) -> anyhow::Result<String> {
@@ -58,8 +48,8 @@ except stripe.SignatureVerificationError:
 
 #[tokio::test]
 async fn the_stripe_and_standardwebhooks_libraries_verify() -> anyhow::Result<()> {
-    let python = tokio::task::spawn_blocking(python).await??;
     let w = World::start().await?;
+    let python = python(&w, &["standardwebhooks==1.0.1", "stripe==16.1.0"]).await?;
     let created = w.api.endpoint(&w.sink.url("/l"), json!({})).await?;
     let id = created.text("id");
     let rotated = w.api.post(&format!("/endpoints/{id}/rotate-secret"), &json!({})).await?.expect(200);
@@ -84,8 +74,8 @@ async fn the_stripe_and_standardwebhooks_libraries_verify() -> anyhow::Result<()
 
 #[tokio::test]
 async fn the_publishing_examples_run() -> anyhow::Result<()> {
-    let python = tokio::task::spawn_blocking(python).await??;
     let w = World::start().await?;
+    let python = python(&w, &["nats-py==2.16.0"]).await?;
     w.api.endpoint(&w.sink.url("/x"), json!({"event_types_filter": ["order.created"]})).await?;
     let said = run(Command::new(python).arg(repository().join("examples/publish.py")).arg(&w.nats_url))?;
     assert!(said.starts_with("accepted at position"), "{said}");
