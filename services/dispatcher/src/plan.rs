@@ -11,16 +11,14 @@ use relay_core::protocol::{FoldedEvent, PlannedDead, PlannedDelivery, PlannedEve
 use relay_core::subject::Lane;
 use relay_store::DirectorySnapshot;
 
-/// Plans one event. `holds` says whether work for an endpoint waits in the table instead of getting a job.
-/// `None`: the tenant is not in the directory.
-pub fn plan(
+/// Plans one event with the directory version of its tenant. `holds` says whether work for an endpoint waits in the
+/// table instead of getting a job.
+fn plan(
     folded: FoldedEvent,
+    directory_version: i64,
     directory: &DirectorySnapshot,
     holds: &mut dyn FnMut(&Endpoint) -> bool,
-) -> Result<PlannedEvent, FoldedEvent> {
-    let Some(directory_version) = directory.version(&folded.event.tenant) else {
-        return Err(folded);
-    };
+) -> PlannedEvent {
     let mut deliveries = Vec::new();
     let mut dead = None;
     match folded.event.endpoint {
@@ -51,7 +49,7 @@ pub fn plan(
             Some(_) => {}
         },
     }
-    Ok(PlannedEvent { event: folded.event, aliases: folded.aliases, directory_version, deliveries, dead })
+    PlannedEvent { event: folded.event, aliases: folded.aliases, directory_version, deliveries, dead }
 }
 
 fn deliver(endpoint: &Endpoint, holds: &mut dyn FnMut(&Endpoint) -> bool) -> PlannedDelivery {
@@ -66,9 +64,9 @@ pub fn plan_all(
 ) -> (Vec<PlannedEvent>, Vec<Event>) {
     let (mut planned, mut unknown) = (Vec::new(), Vec::new());
     for folded in events {
-        match plan(folded, directory, holds) {
-            Ok(event) => planned.push(event),
-            Err(folded) => unknown.push(folded.event),
+        match directory.version(&folded.event.tenant) {
+            Some(version) => planned.push(plan(folded, version, directory, holds)),
+            None => unknown.push(folded.event),
         }
     }
     (planned, unknown)

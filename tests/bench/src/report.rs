@@ -68,7 +68,7 @@ impl Figures {
 /// Prints medians.
 pub fn print(figures: &Figures) {
     println!("payload {} bytes, fan-out {}", figures.payload_bytes, figures.fan_out);
-    println!("{:<68} {:>12}   {}", "figure", "median", "runs");
+    println!("{:<68} {:>12}   runs", "figure", "median");
     for (name, values) in &figures.values {
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
