@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -22,9 +23,17 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A port that is free now.
+/// A port that is free now and that no other test picks: each test process has 20 of its own, below the range from which
+/// the kernel takes ports for connections.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("loopback has free ports").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 1_100).expect("below 1,100") * 20;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 20;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A running process.
@@ -61,11 +70,11 @@ impl Process {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
         let deadline = Instant::now() + Duration::from_secs(90);
         loop {
-            if client.get(url).send().await.is_ok_and(|a| a.status().as_u16() == 200) {
-                return Ok(());
-            }
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended with {status}:\n{}", self.name, self.output());
+            }
+            if client.get(url).send().await.is_ok_and(|a| a.status().as_u16() == 200) {
+                return Ok(());
             }
             if Instant::now() > deadline {
                 bail!("{} is not ready at {url} after 90 s:\n{}", self.name, self.output());
