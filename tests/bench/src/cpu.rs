@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// One tick of `utime` and `stime` in /proc/<pid>/stat, in microseconds (`sysconf(_SC_CLK_TCK)` is 100 on Linux).
+/// One tick of `utime` and `stime` in `/proc/<pid>/stat`, in microseconds (`sysconf(_SC_CLK_TCK)` is 100 on Linux).
 const TICK_US: u64 = 10_000;
 
 /// CPU microseconds and PSS bytes by name.
