@@ -54,7 +54,12 @@ impl Process {
     ) -> anyhow::Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = Command::new(binary)
+        let mut command = Command::new(binary);
+        // What is set around the tests is not for the systems under test.
+        for name in ["DATABASE_URL", "REDIS_URL", "NATS_URL", "RELAY_API_KEY"] {
+            command.env_remove(name);
+        }
+        let child = command
             .args(args)
             .envs(env.iter().cloned())
             .stdin(Stdio::null())
