@@ -11,8 +11,7 @@ use relay_runtime::flags::{
 };
 use relay_runtime::reconnect::retry;
 use relay_runtime::shutdown::Shutdown;
-use relay_runtime::{metrics, pod};
-use tokio::net::TcpListener;
+use relay_runtime::{http, metrics, pod};
 
 use crate::{Config, Deliverer};
 
@@ -59,8 +58,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let listen = cli.health.listen(health_port::DELIVERER);
-    let listener =
-        TcpListener::bind(listen).await.with_context(|| format!("listening on {listen} for health checks"))?;
+    let listener = http::bind(listen).await?;
 
     let soft = shutdown.soft();
     let Some(links) = Links::connect(&addresses, "deliverer", &pod, &soft).await? else { return Ok(()) };

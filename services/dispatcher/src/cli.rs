@@ -1,10 +1,9 @@
 //! The dispatcher as a program of its own.
 
-use anyhow::Context as _;
 use relay_links::{Addresses, Links};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::http;
 use relay_runtime::shutdown::Shutdown;
-use tokio::net::TcpListener;
 
 use crate::{Config, Dispatcher};
 
@@ -49,7 +48,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let pod = relay_runtime::pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let health_listen = cli.health.listen(health_port::DISPATCHER);
-    let listener = TcpListener::bind(health_listen).await.with_context(|| format!("listening on {health_listen}"))?;
+    let listener = http::bind(health_listen).await?;
     let Some(links) = Links::connect(&addresses, "dispatcher", &pod, &shutdown.soft()).await? else { return Ok(()) };
     let config = Config { payload_bytes_max: cli.payload_bytes_max, ..cli.config };
     let dispatcher = Dispatcher::start(config, links.clone(), pod).await?;

@@ -102,7 +102,7 @@ pub fn decode(message: &Message, payload_max: usize) -> Decoded {
         EventsSubject::Bad(why) => {
             Decoded::Unusable(Box::new(message.unusable(None, None, DeadReason::Malformed, why)))
         }
-        EventsSubject::Direct { tenant, event_type } => match direct(message, &tenant, payload_max) {
+        EventsSubject::Direct { tenant, event_type } => match direct(message, payload_max) {
             Ok(parts) => Decoded::Events(vec![Event {
                 id: match &parts.key {
                     Some(key) => EventId::keyed(&tenant, key, message.published),
@@ -132,8 +132,7 @@ struct DirectParts {
     trace: Option<std::sync::Arc<str>>,
 }
 
-fn direct(message: &Message, tenant: &TenantId, payload_max: usize) -> Result<DirectParts, (DeadReason, String)> {
-    debug_assert!(!tenant.as_str().is_empty(), "the subject parser refuses empty tokens");
+fn direct(message: &Message, payload_max: usize) -> Result<DirectParts, (DeadReason, String)> {
     event::check_payload(&message.payload, payload_max).map_err(|why| match why {
         InvalidPayload::TooLarge { .. } => (DeadReason::TooLarge, why.to_string()),
         InvalidPayload::NotJson(_) => (DeadReason::Malformed, why.to_string()),

@@ -10,7 +10,6 @@ mod config;
 mod decode;
 mod intake;
 mod jobs;
-mod leader;
 mod meters;
 mod plan;
 mod purge;
@@ -22,6 +21,7 @@ use std::sync::Arc;
 pub use cli::{Cli, main_with};
 pub use config::Config;
 pub use relay_links::Links;
+use relay_store::Leader;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,12 +55,12 @@ impl Dispatcher {
         tasks.spawn(room::watch(Arc::clone(&room), self.links.bus.clone(), stop.clone()));
         tasks.spawn(scheduler::run(
             scheduler::Scheduler::new(self.links.clone(), Arc::clone(&room), Arc::clone(&meters)),
-            leader::Leader::new(self.links.store.clone(), "scheduler", &self.holder),
+            Leader::new(self.links.store.clone(), "scheduler", &self.holder),
             stop.clone(),
         ));
         tasks.spawn(purge::run(
             self.links.bus.clone(),
-            leader::Leader::new(self.links.store.clone(), "purge", &self.holder),
+            Leader::new(self.links.store.clone(), "purge", &self.holder),
             stop.clone(),
         ));
         tasks.spawn(intake::run(intake::Intake::new(self.links.clone(), room, meters, &self.config), stop.clone()));

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use relay_bus::Bus;
+use relay_store::Leader;
 use tokio_util::sync::CancellationToken;
-
-use crate::leader::Leader;
 
 /// How often. Purging each 2 s lifted publish latencies; each 10 to 30 s it is not seen.
 const PERIOD: Duration = Duration::from_secs(15);

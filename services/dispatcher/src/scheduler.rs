@@ -11,12 +11,11 @@ use relay_bus::Bus;
 use relay_circuit::Decision;
 use relay_core::protocol::{Budgets, may_claim_lapsed};
 use relay_core::subject::{HINT_DUE, Lane};
-use relay_store::{ClaimBudget, DueEndpoint, StoreError};
+use relay_store::{ClaimBudget, DueEndpoint, Leader, StoreError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::leader::Leader;
 use crate::meters::Meters;
 use crate::room::Room;
 use crate::{Links, jobs};

@@ -1,18 +1,10 @@
 //! The DLQ manager as a program of its own: opens its links, serves its routes, ends in order.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use anyhow::Context as _;
-use axum::Router;
-use axum::http::header;
-use axum::routing::get;
 use relay_links::{Addresses, Links};
 use relay_runtime::auth::{self, ApiKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, openapi, pod};
-use tokio::net::TcpListener;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{Config, DlqManager};
@@ -60,11 +52,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let metrics = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
-    let listener = bind(cli.config.listen).await?;
-    let health_listener = bind(cli.health.listen(health_port::DLQ_MANAGER)).await?;
+    let listener = http::bind(cli.config.listen).await?;
+    let health_listener = http::bind(cli.health.listen(health_port::DLQ_MANAGER)).await?;
     let Some(links) = Links::connect(&addresses, "dlq-manager", &pod, &shutdown.soft()).await? else { return Ok(()) };
     let manager = DlqManager::start(cli.config, links.clone(), pod).await?;
-    let router = http::layers(auth::protect(with_document(manager.router()), key), BODY_BYTES_MAX);
+    let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");
+    let (routes, document) = OpenApiRouter::with_openapi(base).merge(manager.router()).split_for_parts();
+    let router = http::layers(auth::protect(openapi::show(routes, &document), key), BODY_BYTES_MAX);
 
     tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "managing dead letters");
     // In the order in which they end.
@@ -76,17 +70,4 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     links.run_background(&background);
     background.spawn("health", links.health(metrics, shutdown.soft()).serve(health_listener, background.stop()));
     Ok(shutdown.finish().await?)
-}
-
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
-}
-
-/// The plain router, with the document of its routes at `/openapi.json`.
-fn with_document(routes: OpenApiRouter) -> Router {
-    let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");
-    let (router, document) = OpenApiRouter::with_openapi(base).merge(routes).split_for_parts();
-    let text: Arc<str> = serde_json::to_string(&document).expect("the document has only texts as keys").into();
-    let show = move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) };
-    router.route("/openapi.json", get(show))
 }

@@ -1,10 +1,6 @@
 //! The OpenAPI document: what its routes don't say about themselves, and the route that shows it.
 
-use std::sync::Arc;
-
 use axum::Router;
-use axum::http::header;
-use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -31,12 +27,8 @@ pub fn base<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
 
 /// The plain router, with the whole document at `/openapi.json`.
 pub fn with_document(router: OpenApiRouter) -> Router {
-    let (router, document) = router.split_for_parts();
-    let text: Arc<str> = serde_json::to_string(&document).unwrap_or_default().into();
-    router.route(
-        "/openapi.json",
-        get(move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) }),
-    )
+    let (routes, document) = router.split_for_parts();
+    relay_runtime::openapi::show(routes, &document)
 }
 
 #[cfg(test)]

@@ -1,13 +1,11 @@
 //! Ingest as a program of its own: opens its links, serves the interface, ends in order.
 
-use anyhow::Context as _;
 use relay_links::{Addresses, Links};
 use relay_runtime::auth::{self, ApiKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
-use tokio::net::TcpListener;
 
 use crate::{Config, Ingest, base, with_document};
 
@@ -51,8 +49,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let measured = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
-    let listener = bind(cli.config.listen).await?;
-    let health_listener = bind(cli.health.listen(health_port::INGEST)).await?;
+    let listener = http::bind(cli.config.listen).await?;
+    let health_listener = http::bind(cli.health.listen(health_port::INGEST)).await?;
     let soft = shutdown.soft();
     let Some(links) = Links::connect_without_database(&addresses, "ingest", &pod, &soft).await? else {
         return Ok(());
@@ -85,8 +83,4 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     links.run_background(&background);
     shutdown.finish().await?;
     Ok(())
-}
-
-async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
 }

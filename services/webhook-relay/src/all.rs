@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Context as _;
 use deliverer::Deliverer;
 use dispatcher::Dispatcher;
 use dlq_manager::DlqManager;
@@ -12,7 +11,6 @@ use relay_links::Links;
 use relay_runtime::auth::{self, ApiKey};
 use relay_runtime::http;
 use relay_runtime::shutdown::Shutdown;
-use tokio::net::TcpListener;
 
 /// Settings of the services.
 pub struct Settings {
@@ -35,7 +33,7 @@ pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shut
     auth::check_listen(ingest.listen, &key)?;
     let listen = ingest.listen;
     let body_max = ingest.body_bytes_max();
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let listener = http::bind(listen).await?;
     let address = listener.local_addr()?;
     let metrics = relay_runtime::metrics::install()?;
 

@@ -40,7 +40,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Not #[tokio::main]: the child servers must be started from the main thread (see relay-servers).
+    // Not #[tokio::main]: starting and looking after the private servers blocks (see relay-servers).
     let done = match Cli::parse().command {
         Command::Up(args) => commands::up::run(*args),
         Command::Servers(args) => commands::servers::run(args),

@@ -1,6 +1,11 @@
 //! What the OpenAPI documents of the services have in common: the shape of a problem and the answers that every
 //! route can give.
 
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
 use utoipa::{IntoResponses, OpenApi, ToSchema};
 
 /// The document that routes are added to: without it, the shape of a problem is pointed at and not there.
@@ -9,6 +14,13 @@ pub fn document(title: &str, description: &str) -> utoipa::openapi::OpenApi {
     document.info.title = title.to_owned();
     document.info.description = Some(description.to_owned());
     document
+}
+
+/// Shows the document at `/openapi.json`, beside the routes that it describes.
+pub fn show(routes: Router, document: &utoipa::openapi::OpenApi) -> Router {
+    let text: Arc<str> = serde_json::to_string(document).expect("the document has only texts as keys").into();
+    let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) };
+    routes.route("/openapi.json", get(answer))
 }
 
 #[derive(OpenApi)]

@@ -48,6 +48,7 @@ pub use dispatch::{DispatchOutcome, Dispatched, VersionLock};
 pub use endpoints::{EndpointChange, NewEndpoint};
 pub use error::{ErrorKind, StoreError};
 pub use events::{AttemptView, DeliveryView, EventFilter, EventSummary, EventView};
+pub use leader::Leader;
 pub use letters::RawLetter;
 pub use partitions::{DAYS_AHEAD, DAYS_AHEAD_MAX, DAYS_BACK_MAX};
 pub use record::{CircuitEventRow, Recorded, RecordedBatch};

@@ -35,7 +35,7 @@ pub struct PrivateFlags {
 }
 
 impl PrivateFlags {
-    /// Starts these servers. Call it from the main thread, and keep that thread: the servers end with it.
+    /// Starts these servers and waits until they answer. Blocks.
     pub fn start(&self, kinds: &[ServerKind]) -> anyhow::Result<Servers> {
         let mut config = ServersConfig::new(&self.data_dir).only(kinds);
         config.postgres_port = config.postgres_port.map(|_| self.postgres_port);

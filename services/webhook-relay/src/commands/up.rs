@@ -94,7 +94,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         let _ = sender.send(());
         outcome
     });
-    // This thread stays: the private servers end with it.
+    // This thread has nothing else to do, and may block.
     supervise(&mut servers, &kinds, &done);
     let outcome = runtime.block_on(work)?;
     runtime.shutdown_background();

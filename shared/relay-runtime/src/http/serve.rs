@@ -1,6 +1,7 @@
 //! The server under a router: HTTP/1.1 over TCP, with bounds on what a client can hold.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,22 @@ const HEADER_READ_MAX: Duration = Duration::from_secs(60);
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why nothing listens.
+#[derive(Debug, thiserror::Error)]
+#[error("listening on {address}")]
+pub struct BindError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// It is taken, or not this machine's.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+}
 
 /// Serves `router` until `stop` fires; then takes no more connections, lets running requests finish, for
 /// ten seconds at most, and closes the rest.
