@@ -36,7 +36,7 @@ mod tests {
         ] {
             assert!(document["paths"][path][method]["responses"].is_object(), "{method} {path}");
         }
-        for schema in ["DeadLetter", "Replay", "BulkReplay", "BulkReplayed", "DeadLetterPage"] {
+        for schema in ["DeadLetter", "Replay", "BulkReplay", "BulkReplayed", "Page_DeadLetter"] {
             assert!(document["components"]["schemas"][schema].is_object(), "{schema}");
         }
     }

@@ -1,12 +1,11 @@
-//! What the interface shows: endpoints, events, deliveries, attempts, pages, as JSON and as OpenAPI schemas. The
+//! What the interface shows: endpoints, events, deliveries, attempts, as JSON and as OpenAPI schemas. The
 //! field names are part of the interface and stay. Secrets are shown by [`EndpointWithSecret`] only.
 
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use relay_core::endpoint::Endpoint;
-use relay_core::ids::{DeliveryId, EndpointId, EventId};
-use relay_core::page::{PageRequest, pages};
+use relay_core::ids::{DeliveryId, EndpointId};
 use relay_store::{AttemptView, DeliveryView, EventSummary, EventView};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -17,34 +16,6 @@ use crate::refusal::Refusal;
 
 /// Characters of a response body that are shown.
 const RESPONSE_CHARS_MAX: usize = 10_000;
-
-/// A page of a list.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Page<T> {
-    /// What is on this page.
-    pub items: Vec<T>,
-    /// How many there are in all; null above 10,000.
-    pub total: Option<i64>,
-    /// Which page this is, from 1.
-    pub page: u32,
-    /// How many fit on a page.
-    pub size: u32,
-    /// How many pages there are; null where the total is.
-    pub pages: Option<i64>,
-}
-
-impl<T> Page<T> {
-    /// The page that was asked for, of a list with `total` entries, where that is known.
-    pub fn new(items: Vec<T>, total: Option<i64>, request: PageRequest) -> Self {
-        Self {
-            items,
-            total,
-            page: request.page,
-            size: request.size,
-            pages: total.map(|total| pages(total, request.size)),
-        }
-    }
-}
 
 /// An endpoint.
 #[derive(Debug, Serialize, ToSchema)]
@@ -258,13 +229,13 @@ pub struct EventDetail {
 }
 
 impl AttemptShape {
-    /// An attempt of `event`.
-    pub fn new(event: EventId, attempt: &AttemptView) -> Self {
+    /// What `attempt` looks like.
+    pub fn new(attempt: &AttemptView) -> Self {
         let body: String = String::from_utf8_lossy(&attempt.excerpt).chars().take(RESPONSE_CHARS_MAX).collect();
         Self {
             id: attempt.id.0,
-            event_id: event.0,
-            delivery_id: DeliveryId::derive(event, attempt.endpoint).0,
+            event_id: attempt.event.0,
+            delivery_id: DeliveryId::derive(attempt.event, attempt.endpoint).0,
             endpoint_id: attempt.endpoint.0,
             attempt_number: attempt.number,
             http_status_code: attempt.http_status,
@@ -292,7 +263,7 @@ impl EventDetail {
             .ok_or_else(|| Refusal::Internal(format!("the stored payload of event {event} is not JSON")))?;
         let mut by_endpoint: HashMap<EndpointId, Vec<AttemptShape>> = HashMap::new();
         for attempt in &view.attempts {
-            by_endpoint.entry(attempt.endpoint).or_default().push(AttemptShape::new(event, attempt));
+            by_endpoint.entry(attempt.endpoint).or_default().push(AttemptShape::new(attempt));
         }
         by_endpoint.values_mut().for_each(|list| list.sort_by_key(|a| (a.attempt_number, a.attempted_at)));
         let spoken_of = speaker(view).and_then(|d| by_endpoint.get(&d.endpoint)).cloned().unwrap_or_default();
@@ -352,7 +323,7 @@ mod tests {
     use chrono::TimeZone;
     use relay_core::delivery::Status;
     use relay_core::event::EventType;
-    use relay_core::ids::{AttemptId, TenantId};
+    use relay_core::ids::{AttemptId, EventId, TenantId};
 
     use super::*;
 
@@ -397,6 +368,7 @@ mod tests {
     fn attempt(endpoint: u128, number: i32, excerpt: Vec<u8>) -> AttemptView {
         AttemptView {
             id: AttemptId(Uuid::from_u128(u128::from(number.unsigned_abs()))),
+            event: EventId(Uuid::from_u128(1)),
             endpoint: EndpointId(Uuid::from_u128(endpoint)),
             number,
             attempted_at: at(2),
@@ -444,7 +416,7 @@ mod tests {
     fn attempts_show_the_first_characters_and_readable_headers() {
         let mut excerpt = vec![0xff, 0];
         excerpt.extend("é".repeat(10_000).bytes());
-        let shape = AttemptShape::new(EventId(Uuid::from_u128(1)), &attempt(1, 1, excerpt));
+        let shape = AttemptShape::new(&attempt(1, 1, excerpt));
         let body = shape.response_body.unwrap();
         assert_eq!(body.chars().count(), 10_000);
         assert!(body.starts_with("\u{fffd}\0é"));

@@ -3,7 +3,7 @@
 //!
 //! Called by the services and the command line. It knows none of the adapters: what they check or connect comes
 //! in as closures. In the order of a service's life: [`flags`], [`telemetry`], [`metrics`], [`reconnect`],
-//! [`clock`], [`health`], [`http`] with [`auth`], [`extract`], [`problem`] and [`openapi`], [`shutdown`].
+//! [`clock`], [`health`], [`http`] with [`auth`], [`extract`], [`list`], [`problem`] and [`openapi`], [`shutdown`].
 
 pub mod auth;
 pub mod clock;
@@ -11,6 +11,7 @@ pub mod extract;
 pub mod flags;
 pub mod health;
 pub mod http;
+pub mod list;
 pub mod metrics;
 pub mod openapi;
 pub mod pod;

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use relay_core::problem::{Problem, ProblemType};
+use relay_core::problem::{FieldError, Problem, ProblemType};
 
 /// A problem as the answer of a route: `Result<T, ProblemResponse>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,12 @@ pub struct ProblemResponse(pub Problem);
 impl From<Problem> for ProblemResponse {
     fn from(problem: Problem) -> Self {
         Self(problem)
+    }
+}
+
+impl From<FieldError> for ProblemResponse {
+    fn from(error: FieldError) -> Self {
+        Self(Problem::fields(vec![error]))
     }
 }
 

@@ -227,9 +227,9 @@ impl Store {
                 window.limit.saturating_add(1)
             ))
             .await?;
-        let counted = if window.with_total { Some(self.count_letters(tenant, filter).await?) } else { None };
+        let total = window.total(rows.len(), self.count_letters(tenant, filter)).await?;
         let found = rows.into_iter().map(|r| (r.id, r.dead_lettered_at)).collect();
-        let listed = Listed::cut(found, window, counted, |(id, at)| Cursor { at: *at, id: *id });
+        let listed = Listed::cut(found, window, total, |(id, at)| Cursor { at: *at, id: *id });
         Ok((listed.items.into_iter().map(|(id, _)| id).collect(), listed.next, listed.total))
     }
 

@@ -273,19 +273,15 @@ impl Store {
                 window.limit.saturating_add(1)
             ))
             .await?;
-        let counted = if window.with_total {
-            let count = sqlx::query_scalar!(
-                r#"select count(*) as "n!" from (select 1 from endpoints where tenant = $1 and ($2::boolean is null or is_active = $2) limit $3) x"#,
-                tenant.as_str(),
-                is_active,
-                TOTAL_MAX + 1
-            );
-            Some(self.queries.one(count).await?)
-        } else {
-            None
-        };
+        let count = sqlx::query_scalar!(
+            r#"select count(*) as "n!" from (select 1 from endpoints where tenant = $1 and ($2::boolean is null or is_active = $2) limit $3) x"#,
+            tenant.as_str(),
+            is_active,
+            TOTAL_MAX + 1
+        );
+        let total = window.total(rows.len(), self.queries.one(count)).await?;
         let items = rows.into_iter().map(Endpoint::try_from).collect::<Result<Vec<_>, _>>()?;
-        Ok(Listed::cut(items, window, counted, |e: &Endpoint| Cursor { at: e.created_at, id: e.id.0 }))
+        Ok(Listed::cut(items, window, total, |e: &Endpoint| Cursor { at: e.created_at, id: e.id.0 }))
     }
 
     /// Changes an endpoint. `None`: there is no such endpoint.

@@ -88,6 +88,8 @@ pub struct DeliveryView {
 pub struct AttemptView {
     /// Its identity.
     pub id: AttemptId,
+    /// Of which event.
+    pub event: EventId,
     /// To whom.
     pub endpoint: EndpointId,
     /// Its number in its delivery, from 1.
@@ -131,6 +133,55 @@ pub struct EventFilter {
     pub after: Option<DateTime<Utc>>,
     /// Accepted before this time.
     pub before: Option<DateTime<Utc>>,
+}
+
+struct AttemptRow {
+    event_id: Uuid,
+    id: Uuid,
+    endpoint_id: Uuid,
+    number: i32,
+    attempted_at: DateTime<Utc>,
+    success: bool,
+    http_status: Option<i32>,
+    error_class: Option<String>,
+    error: Option<Vec<u8>>,
+    total_us: i32,
+    connect_us: Option<i32>,
+    first_byte_us: Option<i32>,
+    request_headers: Vec<u8>,
+    response_headers: Vec<u8>,
+    response_excerpt: Vec<u8>,
+    pod: String,
+}
+
+impl From<AttemptRow> for AttemptView {
+    fn from(row: AttemptRow) -> Self {
+        Self {
+            id: AttemptId(row.id),
+            event: EventId(row.event_id),
+            endpoint: EndpointId(row.endpoint_id),
+            number: row.number,
+            attempted_at: row.attempted_at,
+            success: row.success,
+            http_status: http_status(row.http_status),
+            error_class: row.error_class,
+            error: text(row.error),
+            total_us: row.total_us,
+            connect_us: row.connect_us,
+            first_byte_us: row.first_byte_us,
+            request_headers: row.request_headers.into(),
+            response_headers: row.response_headers.into(),
+            excerpt: row.response_excerpt.into(),
+            pod: row.pod,
+        }
+    }
+}
+
+impl AttemptView {
+    /// Its place in lists of attempts.
+    fn position(&self) -> Cursor {
+        Cursor { at: self.attempted_at, id: self.id.0 }
+    }
 }
 
 struct SummaryRow {
@@ -239,9 +290,6 @@ impl Store {
             ))
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let mut attempts = self.attempts_of(event, &Window::after(None, ATTEMPTS_SHOWN_MAX)).await?;
-        attempts.truncate(usize::try_from(ATTEMPTS_SHOWN_MAX).unwrap_or(0));
-        attempts.reverse();
         Ok(Some(EventView {
             summary: EventSummary::from(&summary),
             tenant: tenant.clone(),
@@ -249,7 +297,7 @@ impl Store {
             trace: text(row.trace),
             payload: row.payload.into(),
             deliveries: self.deliveries_of(event).await?,
-            attempts,
+            attempts: self.last_attempts_of(event).await?,
         }))
     }
 
@@ -295,7 +343,7 @@ impl Store {
             .collect())
     }
 
-    /// The attempts of an event, newest first. `None`: no such event.
+    /// The attempts of an event, oldest first. `None`: no such event.
     pub async fn attempts_of_event(
         &self,
         tenant: &TenantId,
@@ -303,30 +351,15 @@ impl Store {
         window: &Window,
     ) -> Result<Option<Listed<AttemptView>>, StoreError> {
         let Some(event) = self.resolve_event(tenant, event).await? else { return Ok(None) };
-        let items = self.attempts_of(event, window).await?;
-        let counted = if window.with_total {
-            let count = sqlx::query_scalar!(
-                r#"select count(*) as "n!" from (select 1 from attempts a where a.event_id = $1 limit $2) x"#,
-                event.0,
-                TOTAL_MAX + 1
-            );
-            Some(self.keyed.one(count).await?)
-        } else {
-            None
-        };
-        Ok(Some(Listed::cut(items, window, counted, |a: &AttemptView| Cursor { at: a.attempted_at, id: a.id.0 })))
-    }
-
-    /// One more than the window holds, where there are more.
-    async fn attempts_of(&self, event: EventId, window: &Window) -> Result<Vec<AttemptView>, StoreError> {
         let rows = self
             .keyed
-            .all(sqlx::query!(
-                "select a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us, a.connect_us,
-                    a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
+            .all(sqlx::query_as!(
+                AttemptRow,
+                "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
+                    a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
                 from attempts a
-                where a.event_id = $1 and ($2::timestamptz is null or (a.attempted_at, a.id) < ($2, $3::uuid))
-                order by a.attempted_at desc, a.id desc
+                where a.event_id = $1 and ($2::timestamptz is null or (a.attempted_at, a.id) > ($2, $3::uuid))
+                order by a.attempted_at, a.id
                 offset $4 limit $5",
                 event.0,
                 window.after_at(),
@@ -335,27 +368,33 @@ impl Store {
                 window.limit.saturating_add(1)
             ))
             .await?;
-        let views = rows
-            .into_iter()
-            .map(|r| AttemptView {
-                id: AttemptId(r.id),
-                endpoint: EndpointId(r.endpoint_id),
-                number: r.number,
-                attempted_at: r.attempted_at,
-                success: r.success,
-                http_status: http_status(r.http_status),
-                error_class: r.error_class,
-                error: text(r.error),
-                total_us: r.total_us,
-                connect_us: r.connect_us,
-                first_byte_us: r.first_byte_us,
-                request_headers: r.request_headers.into(),
-                response_headers: r.response_headers.into(),
-                excerpt: r.response_excerpt.into(),
-                pod: r.pod,
-            })
-            .collect();
-        Ok(views)
+        let count = sqlx::query_scalar!(
+            r#"select count(*) as "n!" from (select 1 from attempts a where a.event_id = $1 limit $2) x"#,
+            event.0,
+            TOTAL_MAX + 1
+        );
+        let total = window.total(rows.len(), self.keyed.one(count)).await?;
+        let items = rows.into_iter().map(AttemptView::from).collect();
+        Ok(Some(Listed::cut(items, window, total, AttemptView::position)))
+    }
+
+    /// The last attempts of an event, oldest first.
+    async fn last_attempts_of(&self, event: EventId) -> Result<Vec<AttemptView>, StoreError> {
+        let rows = self
+            .keyed
+            .all(sqlx::query_as!(
+                AttemptRow,
+                "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
+                    a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
+                from attempts a
+                where a.event_id = $1
+                order by a.attempted_at desc, a.id desc
+                limit $2",
+                event.0,
+                ATTEMPTS_SHOWN_MAX
+            ))
+            .await?;
+        Ok(rows.into_iter().rev().map(AttemptView::from).collect())
     }
 
     /// Events of a tenant, newest first. A filter looks at a bounded number of events: there may be fewer items

@@ -4,31 +4,24 @@
 use axum::Json;
 use axum::extract::State;
 use relay_core::delivery::DeadReason;
-use relay_core::page::pages;
 use relay_runtime::auth::Caller;
 use relay_runtime::extract::QueryParams;
+use relay_runtime::list::{ListParams, Page};
 use relay_runtime::openapi::CommonProblems;
 use relay_runtime::problem::ProblemResponse;
-use relay_store::{LetterFilter, LetterState, Window};
-use serde::Serialize;
-use utoipa::{IntoParams, ToSchema};
+use relay_store::{LetterFilter, LetterState};
+use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::api::{Api, scope};
 use crate::letter::LetterShape;
 use crate::refusal;
 
-/// The parameters, for the document: they are read by [`filter`] and [`QueryParams::page`].
+/// The parameters, for the document: they are read by [`filter`].
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes the parameters in the OpenAPI document")]
-pub struct ListParams {
-    /// Which page, from 1
-    #[param(minimum = 1, default = 1)]
-    page: Option<u32>,
-    /// How many letters a page has
-    #[param(minimum = 1, maximum = 200, default = 20)]
-    size: Option<u32>,
+pub struct LetterParams {
     /// Only letters for this endpoint
     endpoint_id: Option<Uuid>,
     /// Only letters of this event type
@@ -40,21 +33,6 @@ pub struct ListParams {
     state: Option<String>,
 }
 
-/// A page of dead letters.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = DeadLetterPage)]
-pub struct LetterPage {
-    items: Vec<LetterShape>,
-    /// How many there are in all; null above 10,000.
-    total: Option<i64>,
-    /// Which page this is, from 1.
-    page: u32,
-    /// How many fit on a page.
-    size: u32,
-    /// How many pages there are; null where the total is.
-    pages: Option<i64>,
-}
-
 /// List dead letters
 ///
 /// Newest first.
@@ -63,24 +41,19 @@ pub struct LetterPage {
     path = "/api/v1/dlq",
     tag = "dead letters",
     operation_id = "list_dead_letters",
-    params(ListParams),
-    responses((status = 200, description = "A page of dead letters", body = LetterPage), CommonProblems)
+    params(ListParams, LetterParams),
+    responses((status = 200, description = "A page of dead letters", body = Page<LetterShape>), CommonProblems)
 )]
 pub async fn list(
     State(api): State<Api>,
     caller: Caller,
     query: QueryParams,
-) -> Result<Json<LetterPage>, ProblemResponse> {
-    let (filter, request) = (filter(&query)?, query.page()?);
+) -> Result<Json<Page<LetterShape>>, ProblemResponse> {
+    let (filter, listing) = (filter(&query)?, query.listing()?);
     let listed =
-        api.links.store.dead_letters(scope(&caller), &filter, &Window::page(request)).await.map_err(refusal::ledger)?;
-    Ok(Json(LetterPage {
-        items: listed.items.into_iter().map(LetterShape::from).collect(),
-        total: listed.total,
-        page: request.page,
-        size: request.size,
-        pages: listed.total.map(|total| pages(total, request.size)),
-    }))
+        api.links.store.dead_letters(scope(&caller), &filter, &listing.into()).await.map_err(refusal::ledger)?;
+    let items = listed.items.into_iter().map(LetterShape::from).collect();
+    Ok(Json(Page::new(listing, items, listed.total, listed.next)))
 }
 
 fn filter(query: &QueryParams) -> Result<LetterFilter, ProblemResponse> {

@@ -1,15 +1,15 @@
 //! `GET /api/v1/endpoints`.
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use relay_runtime::auth::Caller;
+use relay_runtime::extract::QueryParams;
+use relay_runtime::list::{ListParams, Page};
 use relay_runtime::openapi::CommonProblems;
-use relay_store::Window;
 
 use crate::api::Api;
-use crate::query::Query;
 use crate::refusal::Refusal;
-use crate::shapes::{EndpointShape, Page};
+use crate::shapes::EndpointShape;
 
 /// List endpoints
 #[utoipa::path(
@@ -17,8 +17,7 @@ use crate::shapes::{EndpointShape, Page};
     path = "/api/v1/endpoints",
     tag = "endpoints",
     operation_id = "list_endpoints",
-    params(("page" = Option<u32>, Query, minimum = 1), ("size" = Option<u32>, Query, minimum = 1, maximum = 200),
-        ("is_active" = Option<bool>, Query)),
+    params(ListParams, ("is_active" = Option<bool>, Query)),
     responses(
         (status = 200, description = "A page, newest first", body = Page<EndpointShape>),
         CommonProblems,
@@ -27,12 +26,12 @@ use crate::shapes::{EndpointShape, Page};
 pub async fn list(
     State(api): State<Api>,
     caller: Caller,
-    RawQuery(raw): RawQuery,
+    query: QueryParams,
 ) -> Result<Json<Page<EndpointShape>>, Refusal> {
-    let query = Query::parse(raw.as_deref());
-    let page = query.page()?;
+    let listing = query.listing()?;
     let is_active = query.boolean("is_active")?;
-    let listed = api.links.store.list_endpoints(&caller.tenant, is_active, &Window::page(page)).await?;
+    let listed = api.links.store.list_endpoints(&caller.tenant, is_active, &listing.into()).await?;
     let now = api.links.clock.now();
-    Ok(Json(Page::new(listed.items.iter().map(|e| EndpointShape::new(e, now)).collect(), listed.total, page)))
+    let items = listed.items.iter().map(|e| EndpointShape::new(e, now)).collect();
+    Ok(Json(Page::new(listing, items, listed.total, listed.next)))
 }

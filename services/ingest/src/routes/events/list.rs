@@ -1,16 +1,16 @@
 //! `GET /api/v1/events`: the tenant's events, newest first.
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
-
+use axum::extract::State;
 use relay_runtime::auth::Caller;
+use relay_runtime::extract::QueryParams;
+use relay_runtime::list::{ListParams, Page};
 use relay_runtime::openapi::CommonProblems;
-use relay_store::{EventFilter, Window};
+use relay_store::EventFilter;
 
 use crate::api::Api;
-use crate::query::Query;
 use crate::refusal::Refusal;
-use crate::shapes::{EventShape, Page};
+use crate::shapes::EventShape;
 
 /// List events
 #[utoipa::path(
@@ -18,7 +18,7 @@ use crate::shapes::{EventShape, Page};
     path = "/api/v1/events",
     tag = "events",
     operation_id = "list_events",
-    params(("page" = Option<u32>, Query, minimum = 1), ("size" = Option<u32>, Query, minimum = 1, maximum = 200)),
+    params(ListParams),
     responses(
         (status = 200, description = "A page, newest first", body = Page<EventShape>),
         CommonProblems,
@@ -27,9 +27,10 @@ use crate::shapes::{EventShape, Page};
 pub async fn list(
     State(api): State<Api>,
     caller: Caller,
-    RawQuery(raw): RawQuery,
+    query: QueryParams,
 ) -> Result<Json<Page<EventShape>>, Refusal> {
-    let page = Query::parse(raw.as_deref()).page()?;
-    let events = api.links.store.list_events(&caller.tenant, &EventFilter::default(), &Window::page(page)).await?;
-    Ok(Json(Page::new(events.items.iter().map(EventShape::of_summary).collect(), events.total, page)))
+    let listing = query.listing()?;
+    let events = api.links.store.list_events(&caller.tenant, &EventFilter::default(), &listing.into()).await?;
+    let items = events.items.iter().map(EventShape::of_summary).collect();
+    Ok(Json(Page::new(listing, items, events.total, events.next)))
 }
