@@ -11,8 +11,9 @@ use chrono::{DateTime, Utc};
 use relay_core::answer::{Answer, parse_retry_after};
 use relay_core::delivery::{DeadReason, DeliveryResult, Evidence, HandBack, Outcome};
 use relay_core::ids::{AttemptId, EventId, uuid_v7};
+use relay_core::job::Job;
 use relay_core::lanes::Completion;
-use relay_core::protocol::{Sighting, is_suspect};
+use relay_core::protocol::{Sighting, is_stale, is_suspect};
 use relay_runtime::random;
 use relay_store::{TakeKey, Taken};
 use reqwest::header::{DATE, RETRY_AFTER};
@@ -124,11 +125,14 @@ pub async fn run(ctx: &Attempts, mut work: Work, prepared: Result<&Prepared, &Un
     Ended { report: Ok(with_evidence(&work, outcome, evidence)), how: completion }
 }
 
+/// A check whose answer comes late is made again, this often in all; then the row's lease brings the job back.
+const CHECKS_MAX: usize = 3;
+
 /// The check: a suspect job takes its delivery's row and goes on under the new claim. `Some`: drop it.
 async fn check(ctx: &Attempts, work: &mut Work, prepared: &Prepared) -> Option<Settled> {
-    let job = &mut work.job;
+    let age = |job: &Job| (ctx.links.clock.now() - job.claimed_at).to_std().unwrap_or_default();
     let sighting = Sighting {
-        age: (ctx.links.clock.now() - job.claimed_at).to_std().unwrap_or_default(),
+        age: age(&work.job),
         delivered: work.delivered,
         marked: work.marked,
         since_disruption: Some(ctx.disruptions.since(Instant::now())),
@@ -136,24 +140,31 @@ async fn check(ctx: &Attempts, work: &mut Work, prepared: &Prepared) -> Option<S
     if !is_suspect(&sighting) {
         return None;
     }
-    let key = TakeKey {
-        event: job.event,
-        endpoint: job.endpoint,
-        claim: job.claim,
-        attempts: job.attempts,
-        lease: prepared.endpoint.lease(),
-    };
-    let (result, gone) = match ctx.checks.ask(key).await {
-        Some(Some(taken)) => {
-            job.claim = taken.claim;
-            job.claimed_at = taken.claimed_at;
-            (Check::Taken, None)
+    for _ in 0..CHECKS_MAX {
+        let job = &mut work.job;
+        let key = TakeKey {
+            event: job.event,
+            endpoint: job.endpoint,
+            claim: job.claim,
+            attempts: job.attempts,
+            lease: prepared.endpoint.lease(),
+        };
+        let (result, gone) = match ctx.checks.ask(key).await {
+            Some(Some(taken)) => {
+                job.claim = taken.claim;
+                job.claimed_at = taken.claimed_at;
+                (Check::Taken, None)
+            }
+            Some(None) => (Check::Stale, Some(Settled::Done { claim: job.claim })),
+            None => (Check::Unknown, Some(Settled::Unknown)),
+        };
+        ctx.meters.check(result);
+        // Between its commit and its answer a check may have been overtaken, as any old claim may.
+        if gone.is_some() || !is_stale(age(job)) {
+            return gone;
         }
-        Some(None) => (Check::Stale, Some(Settled::Done)),
-        None => (Check::Unknown, Some(Settled::Unknown)),
-    };
-    ctx.meters.check(result);
-    gone
+    }
+    Some(Settled::Unknown)
 }
 
 fn answer_of(sent: &Sent, now: DateTime<Utc>) -> Answer {

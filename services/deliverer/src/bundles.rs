@@ -2,7 +2,8 @@
 //! settled and none of them is unknown. Owned by the pool's task; no I/O.
 //!
 //! A copy of a delivery that the pod works on already hangs on to the first: it shares that one's fate, so no
-//! message is acked before the work it stands for is on record.
+//! message is acked before the work it stands for is on record. A copy under a newer claim than the one that the
+//! work ended with stands for work of its own: it is never acked with the older one, but comes again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -37,7 +38,7 @@ pub struct Closed<A> {
 /// The messages that stand for one delivery.
 struct Holders {
     first: BundleNumber,
-    copies: Vec<BundleNumber>,
+    copies: Vec<(BundleNumber, i32)>,
 }
 
 /// See the module.
@@ -62,15 +63,15 @@ impl<A: Clone> Bundles<A> {
         number
     }
 
-    /// Whether a job is to be worked on: `false` for a copy of one that is being worked on.
-    pub fn admit(&mut self, key: Key, bundle: BundleNumber) -> bool {
+    /// Whether a job is to be worked on: `false` for a copy of one that is being worked on. `claim` is the job's.
+    pub fn admit(&mut self, key: Key, claim: i32, bundle: BundleNumber) -> bool {
         match self.working.entry(key) {
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(Holders { first: bundle, copies: Vec::new() });
                 true
             }
             std::collections::hash_map::Entry::Occupied(mut there) => {
-                there.get_mut().copies.push(bundle);
+                there.get_mut().copies.push((bundle, claim));
                 false
             }
         }
@@ -83,10 +84,15 @@ impl<A: Clone> Bundles<A> {
             debug_assert!(false, "a job is settled once");
             return;
         };
-        for number in std::iter::once(holders.first).chain(holders.copies) {
+        let first = (holders.first, how == Settled::Unknown);
+        let copies = holders.copies.into_iter().map(|(number, claim)| {
+            let covered = matches!(how, Settled::Done { claim: last } if claim <= last);
+            (number, !covered)
+        });
+        for (number, unknown) in std::iter::once(first).chain(copies) {
             let Some(bundle) = self.open.get_mut(&number) else { continue };
             bundle.left -= 1;
-            bundle.unknown |= how == Settled::Unknown;
+            bundle.unknown |= unknown;
             freed(bundle.lane);
             if bundle.left == 0
                 && let Some(bundle) = self.open.remove(&number)
@@ -120,6 +126,8 @@ mod tests {
     use relay_core::ids::{EndpointId, EventId};
     use uuid::Uuid;
 
+    const DONE: Settled = Settled::Done { claim: 1 };
+
     fn key(n: u128) -> Key {
         (EventId(Uuid::from_u128(n)), EndpointId(Uuid::from_u128(1)))
     }
@@ -134,9 +142,9 @@ mod tests {
     fn a_message_is_acked_when_its_last_job_is_settled() {
         let mut bundles = Bundles::default();
         let number = bundles.open("a", Lane::Fresh, 1, 2, Instant::now());
-        assert!(bundles.admit(key(1), number) && bundles.admit(key(2), number));
-        assert_eq!(settle(&mut bundles, 1, Settled::Done), (1, vec![]));
-        assert_eq!(settle(&mut bundles, 2, Settled::Done), (1, vec![Some("a")]));
+        assert!(bundles.admit(key(1), 1, number) && bundles.admit(key(2), 1, number));
+        assert_eq!(settle(&mut bundles, 1, DONE), (1, vec![]));
+        assert_eq!(settle(&mut bundles, 2, DONE), (1, vec![Some("a")]));
         assert_eq!(bundles.working(), 0);
     }
 
@@ -144,30 +152,47 @@ mod tests {
     fn one_unknown_job_keeps_its_message_unacked() {
         let mut bundles = Bundles::default();
         let number = bundles.open("a", Lane::Fresh, 1, 2, Instant::now());
-        assert!(bundles.admit(key(1), number) && bundles.admit(key(2), number));
+        assert!(bundles.admit(key(1), 1, number) && bundles.admit(key(2), 1, number));
         settle(&mut bundles, 1, Settled::Unknown);
-        assert_eq!(settle(&mut bundles, 2, Settled::Done), (1, vec![None]));
+        assert_eq!(settle(&mut bundles, 2, DONE), (1, vec![None]));
     }
 
     #[test]
     fn a_copy_shares_the_fate_of_the_work_it_is_a_copy_of() {
         let mut bundles = Bundles::default();
         let first = bundles.open("a", Lane::Fresh, 1, 1, Instant::now());
-        assert!(bundles.admit(key(1), first));
+        assert!(bundles.admit(key(1), 1, first));
         let again = bundles.open("b", Lane::Retry, 1, 2, Instant::now());
-        assert!(!bundles.admit(key(1), again));
-        assert!(bundles.admit(key(2), again));
-        assert_eq!(settle(&mut bundles, 1, Settled::Done), (2, vec![Some("a")]));
-        assert_eq!(settle(&mut bundles, 2, Settled::Done), (1, vec![Some("b")]));
+        assert!(!bundles.admit(key(1), 1, again));
+        assert!(bundles.admit(key(2), 1, again));
+        assert_eq!(settle(&mut bundles, 1, DONE), (2, vec![Some("a")]));
+        assert_eq!(settle(&mut bundles, 2, DONE), (1, vec![Some("b")]));
+    }
+
+    #[test]
+    fn a_copy_under_a_newer_claim_is_not_acked_with_the_older_work() {
+        let mut bundles = Bundles::default();
+        let first = bundles.open("a", Lane::Fresh, 1, 1, Instant::now());
+        assert!(bundles.admit(key(1), 1, first));
+        let newer = bundles.open("b", Lane::Retry, 1, 1, Instant::now());
+        assert!(!bundles.admit(key(1), 2, newer));
+        assert_eq!(settle(&mut bundles, 1, DONE), (2, vec![Some("a"), None]));
+
+        // The work took the row itself since: then it covers the copy.
+        let first = bundles.open("c", Lane::Fresh, 1, 1, Instant::now());
+        assert!(bundles.admit(key(1), 1, first));
+        let newer = bundles.open("d", Lane::Retry, 1, 1, Instant::now());
+        assert!(!bundles.admit(key(1), 2, newer));
+        assert_eq!(settle(&mut bundles, 1, Settled::Done { claim: 3 }), (2, vec![Some("c"), Some("d")]));
     }
 
     #[test]
     fn the_same_delivery_twice_in_one_message_counts_twice() {
         let mut bundles = Bundles::default();
         let number = bundles.open("a", Lane::Fresh, 1, 2, Instant::now());
-        assert!(bundles.admit(key(1), number));
-        assert!(!bundles.admit(key(1), number));
-        assert_eq!(settle(&mut bundles, 1, Settled::Done), (2, vec![Some("a")]));
+        assert!(bundles.admit(key(1), 1, number));
+        assert!(!bundles.admit(key(1), 1, number));
+        assert_eq!(settle(&mut bundles, 1, DONE), (2, vec![Some("a")]));
     }
 
     #[test]
@@ -175,7 +200,7 @@ mod tests {
         let mut bundles = Bundles::default();
         let begin = Instant::now();
         let number = bundles.open("a", Lane::Fresh, 1, 1, begin);
-        assert!(bundles.admit(key(1), number));
+        assert!(bundles.admit(key(1), 1, number));
         assert!(bundles.take_unannounced(begin + Duration::from_secs(3)).is_empty());
         assert_eq!(bundles.take_unannounced(begin + Duration::from_secs(4)), ["a"]);
         assert!(bundles.take_unannounced(begin + Duration::from_secs(5)).is_empty());

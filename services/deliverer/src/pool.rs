@@ -77,7 +77,7 @@ impl<A: Clone> Pool<A> {
         let now_ms = self.millis(now);
         for job in jobs {
             let work = Work { job, delivered, marked };
-            if !self.bundles.admit(work.key(), bundle) {
+            if !self.bundles.admit(work.key(), work.job.claim, bundle) {
                 metrics::counter!("relay_deliverer_copies_total").increment(1);
                 continue;
             }

@@ -44,6 +44,8 @@ pub struct Batch {
     pub event_types: Vec<relay_core::event::EventType>,
     /// The deliveries, in the order in which they came.
     pub keys: Vec<Key>,
+    /// The claims of their results, in the same order.
+    pub claims: Vec<i32>,
 }
 
 impl Batch {
@@ -52,6 +54,7 @@ impl Batch {
         let mut results: Vec<DeliveryResult> = Vec::new();
         for report in reports {
             batch.keys.push(report.key());
+            batch.claims.push(report.result.claim);
             batch.event_types.push(report.event_type);
             results.push(report.result);
         }
@@ -120,18 +123,19 @@ pub async fn run<W, F, E>(
                 waiting.extend(gathered.drain(..));
             }
             Some(done) = statements.join_next_with_id() => {
-                let (id, how) = match done {
-                    Ok((id, true)) => (id, Settled::Done),
-                    Ok((id, false)) => (id, Settled::Unknown),
+                let (id, written) = match done {
+                    Ok(done) => done,
                     Err(error) => {
                         tracing::error!(%error, "a record statement's task failed; its jobs come again");
-                        (error.id(), Settled::Unknown)
+                        (error.id(), false)
                     }
                 };
                 if let Some(place) = begun.iter().position(|b| b.task == id) {
                     let batch = begun.swap_remove(place).batch;
                     // The pool is gone only when nobody waits for this any more.
-                    let _ = settled.send(batch.keys.iter().map(|key| (*key, how)).collect()).await;
+                    let how = |claim: i32| if written { Settled::Done { claim } } else { Settled::Unknown };
+                    let all = batch.keys.iter().zip(&batch.claims).map(|(key, claim)| (*key, how(*claim)));
+                    let _ = settled.send(all.collect()).await;
                 }
             }
             () = sleep_until(oldest + LINGER_MAX), if can_begin && !waiting.is_empty() => {}

@@ -38,7 +38,10 @@ impl Work {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Settled {
     /// Recorded, handed back, or somebody else's by now: its message may be acked for it.
-    Done,
+    Done {
+        /// The claim that the pod's work ended with.
+        claim: i32,
+    },
     /// Nothing is known of it: its message stays unacked and comes again.
     Unknown,
 }

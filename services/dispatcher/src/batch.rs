@@ -65,10 +65,11 @@ impl Batcher {
     /// has fired and the infrastructure fails: JetStream offers the messages again.
     pub async fn process(&self, batch: Batch, stop: &CancellationToken) {
         let Batch { events, letters, acks } = batch;
+        let events = protocol::fold_events(events);
         let work = async {
             let mut pause = PAUSE;
             loop {
-                match self.store(&events, &letters).await {
+                match self.store(events.clone(), &letters).await {
                     Ok(()) => return true,
                     Err(error) => {
                         tracing::warn!(%error, events = events.len(), "a batch of events was not stored; trying again");
@@ -100,11 +101,12 @@ impl Batcher {
         }
     }
 
-    async fn store(&self, events: &[Event], letters: &[Unusable]) -> Result<(), StoreError> {
+    /// Safe to repeat whole.
+    async fn store(&self, events: Vec<FoldedEvent>, letters: &[Unusable]) -> Result<(), StoreError> {
         if !letters.is_empty() {
             self.write_letters(letters.iter().map(raw_letter).collect()).await?;
         }
-        let mut todo = protocol::fold_events(events.to_vec());
+        let mut todo = events;
         let mut rounds = 0;
         while !todo.is_empty() {
             if rounds < STALE_MAX {

@@ -24,4 +24,5 @@ pub async fn run(bus: Bus, mut leader: Leader, stop: CancellationToken) {
             tracing::warn!(%error, "acknowledged history was not purged; trying again");
         }
     }
+    leader.resign().await;
 }

@@ -174,6 +174,7 @@ pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: Cancellatio
         () = passes => {}
         () = listener => {}
     }
+    leader.resign().await;
 }
 
 /// Turns hints into one wake-up, however many come.

@@ -25,7 +25,7 @@ fn reasons(effects: &Effects<&'static str>) -> Vec<HandBack> {
 }
 
 fn done(effects: &Effects<&'static str>) -> Vec<(Key, Settled)> {
-    effects.reports.iter().map(|r| (r.key(), Settled::Done)).collect()
+    effects.reports.iter().map(|r| (r.key(), Settled::Done { claim: 1 })).collect()
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn a_job_is_started_and_its_message_acked_when_it_is_settled() {
     for (work, as_probe) in std::mem::take(&mut out.starts) {
         assert!(!as_probe && out.acks.is_empty());
         pool.over(work.job.endpoint, Completion::Success, now, &mut out);
-        pool.settled([(work.key(), Settled::Done)], &mut out);
+        pool.settled([(work.key(), Settled::Done { claim: 1 })], &mut out);
     }
     assert_eq!(out.acks, ["m"]);
     assert!(pool.is_idle());
@@ -90,12 +90,12 @@ async fn a_full_queue_hands_back_and_says_so_and_says_when_there_is_room() {
         pool.pump(now, |_, _| Gate::Send, &mut out);
         let Some((work, _)) = out.starts.pop() else { break };
         sent += 1;
-        settled.push((work.key(), Settled::Done));
+        settled.push((work.key(), Settled::Done { claim: 1 }));
         pool.over(work.job.endpoint, Completion::Success, now, &mut out);
         if std::mem::take(&mut out.freed) {
             while let Some((work, _)) = out.starts.pop() {
                 sent += 1;
-                settled.push((work.key(), Settled::Done));
+                settled.push((work.key(), Settled::Done { claim: 1 }));
                 pool.over(work.job.endpoint, Completion::Success, now, &mut out);
             }
             break;
@@ -114,7 +114,7 @@ async fn a_copy_is_not_sent_and_its_message_waits_for_the_first() {
     pool.arrived(message("copy", vec![job(1)]), now, &mut out);
     pool.pump(now, |_, _| Gate::Send, &mut out);
     assert_eq!(out.starts.len(), 1);
-    pool.settled([(out.starts[0].0.key(), Settled::Done)], &mut out);
+    pool.settled([(out.starts[0].0.key(), Settled::Done { claim: 1 })], &mut out);
     assert_eq!(out.acks, ["first", "copy"]);
 }
 

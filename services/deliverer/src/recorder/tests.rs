@@ -74,7 +74,7 @@ async fn nothing_is_settled_before_its_commit() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(bench.settled.try_recv().is_err());
     bench.permits.add_permits(1);
-    assert_eq!(bench.settled.recv().await.unwrap(), [(report(1).key(), Settled::Done)]);
+    assert_eq!(bench.settled.recv().await.unwrap(), [(report(1).key(), Settled::Done { claim: 1 })]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ const QUIET_MS: u64 = 1000;
 const FORGET_MS: u64 = 60_000;
 /// Leases that lapsed are left alone for this long after a leader's start and after a failed pass: pods that hold
 /// results flush first.
-pub const LAPSED_GRACE_MS: u64 = 5000;
+pub const LAPSED_GRACE_MS: u64 = 8000;
 
 struct Budget {
     rows: usize,

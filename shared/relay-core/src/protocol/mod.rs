@@ -13,4 +13,4 @@ pub use fold::{FoldedEvent, FoldedResult, fold_events, fold_results};
 pub use plan::{
     DISPATCH_BYTES_MAX, DISPATCH_DELIVERIES_MAX, DISPATCH_EVENTS_MAX, PlannedDead, PlannedDelivery, PlannedEvent, split,
 };
-pub use suspect::{AGE_MAX, DISRUPTION, Sighting, StatementFailure, classify_sqlstate, is_suspect};
+pub use suspect::{AGE_MAX, DISRUPTION, Sighting, StatementFailure, classify_sqlstate, is_stale, is_suspect};

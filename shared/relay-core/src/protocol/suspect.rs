@@ -20,9 +20,15 @@ pub struct Sighting {
     pub since_disruption: Option<Duration>,
 }
 
+/// Whether a claim is so old that the row may have been claimed again; also asked of a check's own claim when its
+/// answer arrives.
+pub fn is_stale(age: Duration) -> bool {
+    age > AGE_MAX
+}
+
 /// Whether a copy of the job may be elsewhere: then the check takes the row first.
 pub fn is_suspect(s: &Sighting) -> bool {
-    s.age > AGE_MAX || s.delivered > 1 || s.marked || s.since_disruption.is_some_and(|d| d < DISRUPTION)
+    is_stale(s.age) || s.delivered > 1 || s.marked || s.since_disruption.is_some_and(|d| d < DISRUPTION)
 }
 
 /// What a failed statement means.
