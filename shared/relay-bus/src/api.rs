@@ -10,6 +10,8 @@ use crate::error::BusError;
 
 /// Time for an answer. Making a stream on a busy disk takes the longest.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// JetStream's error code for streams that the server's storage has no room for.
+pub(crate) const STORAGE_EXCEEDED: u64 = 10047;
 /// JetStream's error code for a stream that doesn't exist.
 pub(crate) const STREAM_NOT_FOUND: u64 = 10059;
 /// JetStream's error code for a consumer that doesn't exist.

@@ -6,10 +6,13 @@ use relay_core::subject::EVENTS_STREAM;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::{self, CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STREAM_EXISTS, STREAM_NOT_FOUND};
+use crate::api::{self, CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STORAGE_EXCEEDED, STREAM_EXISTS, STREAM_NOT_FOUND};
 use crate::bus::Bus;
 use crate::error::BusError;
 use crate::topology::{Topology, differences};
+
+/// A stream is made no smaller than this to fit the server's disk.
+const STREAM_BYTES_LEAST: i64 = 64 << 20;
 
 impl Bus {
     /// Makes the streams and consumers that are missing, and logs how existing ones differ from what is wanted.
@@ -39,8 +42,7 @@ impl Bus {
 async fn declare_all(client: &Client, topology: &Topology) -> Result<(), BusError> {
     for wanted in topology.streams() {
         let name = wanted["name"].as_str().unwrap_or_default();
-        let created = ("STREAM.CREATE", wanted.clone(), STREAM_EXISTS);
-        let there = ensure(client, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND, name, created).await?;
+        let (wanted, there) = ensure_stream(client, name, wanted.clone()).await?;
         compare(name, &wanted, &there["config"]);
         if name == EVENTS_STREAM && !is_window_zero(&there) {
             tracing::error!(
@@ -60,6 +62,23 @@ async fn declare_all(client: &Client, topology: &Topology) -> Result<(), BusErro
         compare(name, &wanted, &there["config"]);
     }
     Ok(())
+}
+
+/// A stream that is there, or that was made: smaller where the server's disk has no room for all of it. Returns what
+/// was asked for in the end, and what there is.
+async fn ensure_stream(client: &Client, name: &str, mut wanted: Value) -> Result<(Value, Value), BusError> {
+    loop {
+        let created = ("STREAM.CREATE", wanted.clone(), STREAM_EXISTS);
+        let made = ensure(client, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND, name, created).await;
+        let half = wanted["max_bytes"].as_i64().unwrap_or_default() / 2;
+        match made {
+            Err(error) if error.code() == Some(STORAGE_EXCEEDED) && half >= STREAM_BYTES_LEAST => {
+                tracing::warn!(name, bytes_max = half, "NATS has no room for a stream of this size; trying half of it");
+                wanted["max_bytes"] = json!(half);
+            }
+            made => return made.map(|there| (wanted, there)),
+        }
+    }
 }
 
 /// What is there, or what was made because it was missing. Another process may make it at the same time.

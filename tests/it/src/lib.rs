@@ -3,9 +3,11 @@
 
 pub mod api;
 pub mod process;
+pub mod proxy;
 pub mod sink;
 pub mod world;
 
 pub use api::{Answer, Api};
+pub use proxy::Proxy;
 pub use sink::{Received, Reply, Sink};
 pub use world::World;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 
 use crate::api::Api;
 use crate::process::{Process, binary, free_port};
+use crate::proxy::Proxy;
 use crate::sink::Sink;
 
 /// The system, a client, and a receiver.
@@ -112,6 +113,11 @@ impl World {
             address = listen.unwrap_or_else(|| format!("127.0.0.1:{}", free_port()));
             args.extend(["--listen".to_owned(), address.clone()]);
         }
+        if binary_name == "ingest" {
+            // Its own, and that of the next one on this address.
+            let state = self.dir.0.join(format!("state-{}", address.replace(':', "-")));
+            args.extend(["--state-dir".to_owned(), state.to_string_lossy().into_owned()]);
+        }
         if matches!(binary_name, "ingest" | "deliverer") {
             args.extend(["--allow-network".to_owned(), "127.0.0.0/8".to_owned()]);
         }
@@ -120,6 +126,18 @@ impl World {
         let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
         process.wait_ready(&format!("http://{health}/health/ready")).await?;
         Ok((process, address))
+    }
+
+    /// Puts a proxy between one of the servers (`DATABASE_URL`, `REDIS_URL`, `NATS_URL`) and the services that are
+    /// started from now on.
+    pub async fn proxy(&mut self, name: &str) -> anyhow::Result<Proxy> {
+        let url = reqwest::Url::parse(&self.link(name)?)?;
+        let (host, port) = (url.host_str().context("no host")?, url.port().context("no port")?);
+        let proxy = Proxy::start(format!("{host}:{port}").parse()?).await?;
+        let through = self.link(name)?.replacen(&format!(":{port}"), &format!(":{}", proxy.address().port()), 1);
+        self.links.retain(|l| !l.starts_with(&format!("{name}=")));
+        self.links.push(format!("{name}={through}"));
+        Ok(proxy)
     }
 
     /// Lets [`World::api`] speak to another listener.

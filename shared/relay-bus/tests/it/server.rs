@@ -22,10 +22,15 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Result<Self> {
+        Self::start_with("").await
+    }
+
+    /// With further settings of JetStream.
+    pub async fn start_with(jetstream: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("relay-bus-test-").tempdir()?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let conf = format!(
-            "listen: \"127.0.0.1:{port}\"\nmax_payload: 8MB\njetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
+            "listen: \"127.0.0.1:{port}\"\nmax_payload: 8MB\njetstream {{ store_dir: \"{}\", sync_interval: always{jetstream} }}\n",
             dir.path().join("streams").display()
         );
         std::fs::write(dir.path().join("nats.conf"), conf)?;

@@ -118,6 +118,18 @@ async fn jobs_are_de_duplicated_and_marks_are_seen() -> Result<()> {
 }
 
 #[tokio::test]
+async fn streams_are_smaller_where_the_disk_is() -> Result<()> {
+    let server = Server::start_with(", max_file_store: 700MB").await?;
+    let bus = Bus::connect(relay_bus::BusOptions { url: server.url(), name: "test".to_owned() }).await?;
+    bus.declare(&Topology { events_bytes_max: 1 << 30, jobs_bytes_max: 128 << 20, ..small() }).await?;
+    let client = server.raw().await?;
+    let info = client.request("$JS.API.STREAM.INFO.EVENTS", "".into()).await?;
+    let info: Value = serde_json::from_slice(&info.payload)?;
+    assert_eq!(info["config"]["max_bytes"], 512 << 20);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_full_log_refuses_and_keeps_what_it_accepted() -> Result<()> {
     let server = Server::start().await?;
     let bus = Bus::connect(relay_bus::BusOptions { url: server.url(), name: "test".to_owned() }).await?;

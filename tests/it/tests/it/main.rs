@@ -10,6 +10,7 @@ mod idempotency;
 mod interface;
 mod journeys;
 mod libraries;
+mod outages;
 mod restarts;
 mod services;
 mod start;
