@@ -89,7 +89,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let nats_port = servers.port(ServerKind::Nats);
     let (sender, done) = mpsc::channel();
     let work = runtime.spawn(async move {
-        let outcome = serve(args, key, addresses, nats_port, shutdown).await;
+        let outcome = Box::pin(serve(args, key, addresses, nats_port, shutdown)).await;
         // The receiver is there until this was sent.
         let _ = sender.send(());
         outcome
@@ -168,7 +168,7 @@ async fn serve(
     let address = all::start(settings, &links, &pod, &shutdown).await?;
     let soft = shutdown.soft();
     let check = async {
-        match soft.run_until_cancelled(self_check::run(&links)).await {
+        match soft.run_until_cancelled(Box::pin(self_check::run(&links))).await {
             Some(Ok(took)) => {
                 println!("self-check: accepted -> delivered and verified in {:.1} ms", took.as_secs_f64() * 1000.0);
                 welcome(address, nats_port, open);
