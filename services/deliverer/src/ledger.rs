@@ -121,7 +121,7 @@ fn hint_letters(bus: &Bus, batch: &Batch, recorded: &RecordedBatch) {
             continue;
         }
         let key = (result.event, result.endpoint);
-        let event_type = batch.keys.iter().position(|k| *k == key).and_then(|n| batch.event_types.get(n));
+        let event_type = batch.reported.iter().find(|r| r.key == key).map(|r| &r.event_type);
         let letter = serde_json::json!({
             "id": DeadLetterId::of_delivery(result.event, result.endpoint),
             "event_id": result.event,

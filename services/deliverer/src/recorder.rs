@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_core::delivery::DeliveryResult;
+use relay_core::event::EventType;
 use relay_core::protocol::{FoldedResult, fold_results};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -40,12 +41,19 @@ const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
 pub struct Batch {
     /// At most one result per delivery, sorted.
     pub results: Vec<FoldedResult>,
-    /// What dead letters' hints say besides: the event's type, in the order of `keys`.
-    pub event_types: Vec<relay_core::event::EventType>,
-    /// The deliveries, in the order in which they came.
-    pub keys: Vec<Key>,
-    /// The claims of their results, in the same order.
-    pub claims: Vec<i32>,
+    /// What was reported, in the order in which it came.
+    pub reported: Vec<Reported>,
+}
+
+/// What is kept of a report beside its result.
+#[derive(Debug)]
+pub struct Reported {
+    /// The delivery.
+    pub key: Key,
+    /// The claim that its result carries.
+    pub claim: i32,
+    /// What a dead letter's hint says besides.
+    pub event_type: EventType,
 }
 
 impl Batch {
@@ -53,9 +61,8 @@ impl Batch {
         let mut batch = Self::default();
         let mut results: Vec<DeliveryResult> = Vec::new();
         for report in reports {
-            batch.keys.push(report.key());
-            batch.claims.push(report.result.claim);
-            batch.event_types.push(report.event_type);
+            let (key, claim) = (report.key(), report.result.claim);
+            batch.reported.push(Reported { key, claim, event_type: report.event_type });
             results.push(report.result);
         }
         batch.results = fold_results(results);
@@ -100,7 +107,7 @@ pub async fn run<W, F, E>(
                 break;
             }
             let batch = Arc::new(Batch::of(waiting.drain(..waiting.len().min(BATCH_MAX))));
-            metrics::histogram!("relay_deliverer_record_batch").record(batch.keys.len() as f64);
+            metrics::histogram!("relay_deliverer_record_batch").record(batch.reported.len() as f64);
             let task = statements.spawn(until_written(write.clone(), Arc::clone(&batch), give_up.clone()));
             begun.push(Begun { task: task.id(), since: oldest, batch });
             oldest = Instant::now();
@@ -108,7 +115,7 @@ pub async fn run<W, F, E>(
         if ended && waiting.is_empty() && statements.is_empty() {
             return;
         }
-        let unrecorded = waiting.len() + reports.len() + begun.iter().map(|b| b.batch.keys.len()).sum::<usize>();
+        let unrecorded = waiting.len() + reports.len() + begun.iter().map(|b| b.batch.reported.len()).sum::<usize>();
         let late = begun.iter().any(|b| b.since.elapsed() > FLUSH_AGE_MAX);
         flow.set(unrecorded <= limits.unrecorded_max && !late);
         metrics::gauge!("relay_deliverer_unrecorded").set(unrecorded as f64);
@@ -132,10 +139,9 @@ pub async fn run<W, F, E>(
                 };
                 if let Some(place) = begun.iter().position(|b| b.task == id) {
                     let batch = begun.swap_remove(place).batch;
-                    // The pool is gone only when nobody waits for this any more.
                     let how = |claim: i32| if written { Settled::Done { claim } } else { Settled::Unknown };
-                    let all = batch.keys.iter().zip(&batch.claims).map(|(key, claim)| (*key, how(*claim)));
-                    let _ = settled.send(all.collect()).await;
+                    // The pool is gone only when nobody waits for this any more.
+                    let _ = settled.send(batch.reported.iter().map(|r| (r.key, how(r.claim))).collect()).await;
                 }
             }
             () = sleep_until(oldest + LINGER_MAX), if can_begin && !waiting.is_empty() => {}
@@ -169,7 +175,7 @@ where
             Ok(()) => return true,
             Err(error) => {
                 metrics::counter!("relay_deliverer_record_failures_total").increment(1);
-                tracing::warn!(%error, results = batch.keys.len(), "recording failed; the same batch is written again");
+                tracing::warn!(%error, results = batch.reported.len(), "recording failed; the same batch is written again");
             }
         }
         if give_up.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {

@@ -2,7 +2,6 @@
 //! well it is.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +11,7 @@ use tokio::task::JoinHandle;
 /// Forwards connections from a port of its own until dropped.
 pub struct Proxy {
     address: SocketAddr,
-    open: Arc<watch::Sender<bool>>,
+    open: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -21,13 +20,12 @@ impl Proxy {
     pub async fn start(to: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let open = Arc::new(watch::Sender::new(true));
-        let gate = Arc::clone(&open);
+        let (open, gate) = watch::channel(true);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let mut gate = gate.subscribe();
+                let mut gate = gate.clone();
                 // Dropping a connection that was just accepted is what a client sees of a server that went away.
-                if *gate.borrow_and_update() {
+                if *gate.borrow() {
                     tokio::spawn(async move {
                         tokio::select! {
                             () = forward(client, to) => {}

@@ -131,12 +131,12 @@ impl World {
     /// Puts a proxy between one of the servers (`DATABASE_URL`, `REDIS_URL`, `NATS_URL`) and the services that are
     /// started from now on.
     pub async fn proxy(&mut self, name: &str) -> anyhow::Result<Proxy> {
-        let url = reqwest::Url::parse(&self.link(name)?)?;
+        let mut url = reqwest::Url::parse(&self.link(name)?)?;
         let (host, port) = (url.host_str().context("no host")?, url.port().context("no port")?);
         let proxy = Proxy::start(format!("{host}:{port}").parse()?).await?;
-        let through = self.link(name)?.replacen(&format!(":{port}"), &format!(":{}", proxy.address().port()), 1);
+        url.set_port(Some(proxy.address().port())).map_err(|()| anyhow::anyhow!("no port can be set"))?;
         self.links.retain(|l| !l.starts_with(&format!("{name}=")));
-        self.links.push(format!("{name}={through}"));
+        self.links.push(format!("{name}={url}"));
         Ok(proxy)
     }
 

@@ -3,7 +3,6 @@
 use std::sync::Mutex;
 
 use relay_core::delivery::{HandBack, Outcome};
-use relay_core::event::EventType;
 use relay_core::ids::{EndpointId, EventId, TenantId};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -53,7 +52,7 @@ fn bench(permits: usize, failures: usize) -> Bench {
         let (ledger, gate) = (Arc::clone(&shared), Arc::clone(&gate));
         async move {
             gate.acquire().await.unwrap().forget();
-            ledger.tried.lock().unwrap().push(batch.keys.clone());
+            ledger.tried.lock().unwrap().push(batch.reported.iter().map(|r| r.key).collect());
             let mut failures = ledger.failures.lock().unwrap();
             if *failures == 0 {
                 return Ok(());

@@ -8,7 +8,7 @@ use relay_core::delivery::{Closed, DeadReason, DeliveryResult, Evidence, HandBac
 use relay_core::ids::{AttemptId, uuid_v7};
 use relay_core::job::Job;
 use relay_core::lanes::{Completion, LaneLimits, Lanes};
-use relay_core::protocol::{FoldedResult, Sighting, fold_results, is_suspect};
+use relay_core::protocol::{FoldedResult, Sighting, fold_results, is_stale, is_suspect};
 use relay_core::retry::Schedule;
 
 use super::config::Mutation;
@@ -243,8 +243,8 @@ impl World {
                     work.job.claim = claim;
                     work.job.claimed_at = claimed_at;
                     // The answer may have come late: a claim that is old by now is checked once more.
-                    let is_old = (w.time() - claimed_at).to_std().unwrap_or_default() > relay_core::protocol::AGE_MAX;
-                    if is_old && !w.mutated(Mutation::LateCheckCounts) {
+                    let age = (w.time() - claimed_at).to_std().unwrap_or_default();
+                    if is_stale(age) && !w.mutated(Mutation::LateCheckCounts) {
                         return w.attempt(owner, work);
                     }
                     return w.send(owner, work);

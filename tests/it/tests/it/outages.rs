@@ -1,18 +1,40 @@
 //! Servers that go away for a while: what goes on meanwhile, and what comes after.
 
-use it::World;
-use serde_json::json;
+use anyhow::ensure;
+use it::api::PATIENCE;
+use it::process::Process;
+use it::{Proxy, World};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+/// A system whose services reach one of their servers through a proxy.
+struct Behind {
+    w: World,
+    proxy: Proxy,
+    ingest: Process,
+    /// Where the ingest listens.
+    address: String,
+    /// Its only endpoint, at `/hook`.
+    endpoint: String,
+    _others: [Process; 2],
+}
+
+async fn behind(server: &str, endpoint: Value) -> anyhow::Result<Behind> {
+    let mut w = World::servers().await?;
+    let proxy = w.proxy(server).await?;
+    let (ingest, address) = w.service("ingest", "ingest").await?;
+    let (dispatcher, _) = w.service("dispatcher", "dispatcher").await?;
+    let (deliverer, _) = w.service("deliverer", "deliverer").await?;
+    w.use_api(&address);
+    let endpoint = w.api.endpoint(&w.sink.url("/hook"), endpoint).await?.text("id");
+    Ok(Behind { w, proxy, ingest, address, endpoint, _others: [dispatcher, deliverer] })
+}
 
 /// Events are accepted while PostgreSQL is away, also by an ingest that starts meanwhile; all arrive once.
 #[tokio::test]
 async fn accepting_goes_on_without_postgres() -> anyhow::Result<()> {
-    let mut w = World::servers().await?;
-    let postgres = w.proxy("DATABASE_URL").await?;
-    let (mut ingest, address) = w.service("ingest", "ingest").await?;
-    let (_dispatcher, _) = w.service("dispatcher", "dispatcher").await?;
-    let (_deliverer, _) = w.service("deliverer", "deliverer").await?;
-    w.use_api(&address);
-    let endpoint = w.api.endpoint(&w.sink.url("/hook"), json!({"timeout_seconds": 5})).await?.text("id");
+    let b = behind("DATABASE_URL", json!({"timeout_seconds": 5})).await?;
+    let Behind { w, proxy: postgres, mut ingest, address, endpoint, _others } = b;
     let first = w.api.event(&endpoint, "a.b", json!({"n": 0})).await?;
     w.api.wait_status(&first, "delivered").await?;
 
@@ -29,8 +51,8 @@ async fn accepting_goes_on_without_postgres() -> anyhow::Result<()> {
     let _again = w.ingest_at("ingest-again", &address).await?;
     let third = json!({"endpoint_id": endpoint, "event_type": "a.b", "payload": {"n": 2}});
     let third = w.api.post("/events", &third).await?.expect(202).text("id");
-    let inactive = json!({"endpoint_id": uuid::Uuid::nil(), "event_type": "a.b", "payload": 3});
-    let unknown = w.api.post("/events", &inactive).await?.expect(202).text("id");
+    let body = json!({"endpoint_id": uuid::Uuid::nil(), "event_type": "a.b", "payload": 3});
+    let unknown = w.api.post("/events", &body).await?.expect(202).text("id");
 
     postgres.restore();
     for event in [&id, &third] {
@@ -45,13 +67,7 @@ async fn accepting_goes_on_without_postgres() -> anyhow::Result<()> {
 /// Deliveries go on while Redis is away.
 #[tokio::test]
 async fn delivering_goes_on_without_redis() -> anyhow::Result<()> {
-    let mut w = World::servers().await?;
-    let redis = w.proxy("REDIS_URL").await?;
-    let (_ingest, address) = w.service("ingest", "ingest").await?;
-    let (_dispatcher, _) = w.service("dispatcher", "dispatcher").await?;
-    let (_deliverer, _) = w.service("deliverer", "deliverer").await?;
-    w.use_api(&address);
-    let endpoint = w.api.endpoint(&w.sink.url("/hook"), json!({})).await?.text("id");
+    let Behind { w, proxy: redis, endpoint, ingest: _ingest, _others, .. } = behind("REDIS_URL", json!({})).await?;
     redis.cut();
     for n in 0..20 {
         let event = w.api.event(&endpoint, "a.b", json!({"n": n})).await?;
@@ -64,13 +80,7 @@ async fn delivering_goes_on_without_redis() -> anyhow::Result<()> {
 /// Without NATS nothing can be accepted, and the producer is told so; then all goes on by itself.
 #[tokio::test]
 async fn without_nats_producers_are_refused_until_it_is_back() -> anyhow::Result<()> {
-    let mut w = World::servers().await?;
-    let nats = w.proxy("NATS_URL").await?;
-    let (_ingest, address) = w.service("ingest", "ingest").await?;
-    let (_dispatcher, _) = w.service("dispatcher", "dispatcher").await?;
-    let (_deliverer, _) = w.service("deliverer", "deliverer").await?;
-    w.use_api(&address);
-    let endpoint = w.api.endpoint(&w.sink.url("/hook"), json!({})).await?.text("id");
+    let Behind { w, proxy: nats, endpoint, ingest: _ingest, _others, .. } = behind("NATS_URL", json!({})).await?;
     let first = w.api.event(&endpoint, "a.b", json!({})).await?;
     w.api.wait_status(&first, "delivered").await?;
     nats.cut();
@@ -78,12 +88,14 @@ async fn without_nats_producers_are_refused_until_it_is_back() -> anyhow::Result
     let refused = w.api.post("/events", &body).await?.expect_problem(503, "service-unavailable");
     assert!(refused.headers.contains_key("retry-after"));
     nats.restore();
+    let deadline = Instant::now() + PATIENCE;
     let event = loop {
         let answer = w.api.post("/events", &body).await?;
         if answer.status == 202 {
             break answer.text("id");
         }
         assert_eq!(answer.status, 503);
+        ensure!(Instant::now() < deadline, "nothing is accepted after NATS came back");
     };
     w.api.wait_status(&event, "delivered").await?;
     Ok(())
