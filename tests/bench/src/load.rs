@@ -8,14 +8,31 @@ use std::time::{Duration, Instant};
 use crate::sink::Sink;
 use crate::system::System;
 
-/// How long to wait for stragglers.
-const QUIET: Duration = Duration::from_secs(10);
+/// How long to wait for stragglers where nothing comes any more.
+pub const QUIET: Duration = Duration::from_secs(10);
+
+/// An endpoint that events are sent to by its id.
+#[derive(Clone, Debug)]
+pub struct Addressee {
+    /// Its id.
+    pub id: String,
+    /// Its deliveries are counted: it answers, and at once.
+    pub counted: bool,
+}
+
+/// Which endpoints an event goes to.
+pub enum To {
+    /// To every endpoint there is: so many.
+    All(u64),
+    /// To these in turn.
+    Each(Vec<Addressee>),
+}
 
 /// Where events go in.
 pub struct Target {
     client: reqwest::Client,
     url: String,
-    endpoint: Option<String>,
+    to: To,
     filler: String,
     next_seq: AtomicU64,
 }
@@ -25,6 +42,8 @@ pub struct Target {
 pub struct Outcome {
     /// 202s.
     pub accepted: u64,
+    /// Deliveries that they make at endpoints that are counted.
+    pub expected: u64,
     /// Other answers, and failures.
     pub refused: u64,
     /// First post to last answer.
@@ -41,6 +60,8 @@ pub struct Outcome {
     pub accept_us: Vec<u64>,
     /// End-to-end latencies, sorted, in microseconds.
     pub e2e_us: Vec<u64>,
+    /// How long after their time the repetitions came, sorted, in microseconds.
+    pub lateness_us: Vec<u64>,
 }
 
 fn client() -> anyhow::Result<reqwest::Client> {
@@ -48,23 +69,36 @@ fn client() -> anyhow::Result<reqwest::Client> {
 }
 
 impl Target {
-    /// Events of `payload_bytes` for one endpoint, or for all where there are several.
-    pub fn new(system: &System, endpoints: &[String], payload_bytes: usize) -> anyhow::Result<Self> {
+    /// Events of `payload_bytes`.
+    pub fn new(system: &System, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
         Ok(Self {
             client: client()?,
             url: format!("{}/api/v1/events", system.url()),
-            endpoint: match endpoints {
-                [only] => Some(only.clone()),
-                _ => None,
-            },
+            to,
             // 60 bytes stand for the numbers around it.
             filler: "x".repeat(payload_bytes.saturating_sub(60)),
             next_seq: AtomicU64::new(1),
         })
     }
 
+    /// The endpoint of event number `seq`, where it is sent to one.
+    fn addressee(&self, seq: u64) -> Option<&Addressee> {
+        match &self.to {
+            To::All(_) => None,
+            To::Each(endpoints) => endpoints.get(usize::try_from(seq).unwrap_or(0) % endpoints.len()),
+        }
+    }
+
+    /// Deliveries that event number `seq` makes and that are counted.
+    fn expected(&self, seq: u64) -> u64 {
+        match &self.to {
+            To::All(endpoints) => *endpoints,
+            To::Each(_) => u64::from(self.addressee(seq).is_some_and(|e| e.counted)),
+        }
+    }
+
     fn body(&self, seq: u64, at_us: u64) -> String {
-        let endpoint = self.endpoint.as_ref().map_or(String::new(), |id| format!("\"endpoint_id\":\"{id}\","));
+        let endpoint = self.addressee(seq).map_or(String::new(), |e| format!("\"endpoint_id\":\"{}\",", e.id));
         format!(
             "{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{{\"seq\":{seq},\"at\":{at_us},\"filler\":\"{}\"}}}}",
             self.filler
@@ -88,6 +122,7 @@ impl Target {
 #[derive(Default)]
 struct Counted {
     accepted: u64,
+    expected: u64,
     refused: u64,
     accept_us: Vec<u64>,
 }
@@ -124,13 +159,7 @@ pub async fn baseline(sink: &Sink, payload_bytes: usize, in_flight: usize, time:
 }
 
 /// A fixed number of requests in flight for `time`.
-pub async fn closed(
-    target: &Target,
-    sink: &Sink,
-    in_flight: usize,
-    time: Duration,
-    fan_out: usize,
-) -> anyhow::Result<Outcome> {
+pub async fn closed(target: &Target, sink: &Sink, in_flight: usize, time: Duration) -> anyhow::Result<Outcome> {
     sink.reset();
     let started = Instant::now();
     let work = (0..in_flight).map(|_| async {
@@ -140,6 +169,7 @@ pub async fn closed(
             let begun = Instant::now();
             if target.send(seq, sink.now_us()).await {
                 counted.accepted += 1;
+                counted.expected += target.expected(seq);
                 counted.accept_us.push(begun.elapsed().as_micros() as u64);
             } else {
                 counted.refused += 1;
@@ -149,11 +179,11 @@ pub async fn closed(
     });
     let counted = futures_util::future::join_all(work).await;
     let accept_seconds = started.elapsed().as_secs_f64();
-    finish(counted, accept_seconds, started, sink, fan_out).await
+    finish(counted, accept_seconds, started, sink, QUIET).await
 }
 
-/// A fixed rate for `time`.
-pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, fan_out: usize) -> anyhow::Result<Outcome> {
+/// A fixed rate for `time`; then waits for what is missing until nothing has come for `quiet`.
+pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, quiet: Duration) -> anyhow::Result<Outcome> {
     sink.reset();
     let started = Instant::now();
     let first_us = sink.now_us();
@@ -168,6 +198,7 @@ pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, fan_o
         let mut counted = Counted::default();
         if accepted {
             counted.accepted = 1;
+            counted.expected = target.expected(seq);
             counted.accept_us.push(begun.elapsed().as_micros() as u64);
         } else {
             counted.refused = 1;
@@ -176,7 +207,22 @@ pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, fan_o
     });
     let counted = futures_util::future::join_all(work).await;
     let accept_seconds = started.elapsed().as_secs_f64();
-    finish(counted, accept_seconds, started, sink, fan_out).await
+    finish(counted, accept_seconds, started, sink, quiet).await
+}
+
+/// Posts `count` events with `in_flight` requests at a time and waits for nothing else: makes a backlog. Returns how
+/// many were accepted.
+pub async fn queue(target: &Target, sink: &Sink, in_flight: usize, count: u64) -> u64 {
+    let left = AtomicU64::new(count);
+    let work = (0..in_flight).map(|_| async {
+        let mut accepted = 0;
+        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+            let seq = target.next_seq.fetch_add(1, Ordering::Relaxed);
+            accepted += u64::from(target.send(seq, sink.now_us()).await);
+        }
+        accepted
+    });
+    futures_util::future::join_all(work).await.into_iter().sum()
 }
 
 async fn finish(
@@ -184,22 +230,24 @@ async fn finish(
     accept_seconds: f64,
     started: Instant,
     sink: &Sink,
-    fan_out: usize,
+    quiet: Duration,
 ) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome { accept_seconds, ..Outcome::default() };
     for part in counted {
         outcome.accepted += part.accepted;
+        outcome.expected += part.expected;
         outcome.refused += part.refused;
         outcome.accept_us.extend(part.accept_us);
     }
-    let expected = outcome.accepted * fan_out as u64;
-    let arrivals = sink.finish(expected, QUIET).await;
+    let arrivals = sink.finish(outcome.expected, quiet).await;
     outcome.delivered = arrivals.seen.len() as u64;
-    outcome.lost = expected.saturating_sub(outcome.delivered);
+    outcome.lost = outcome.expected.saturating_sub(outcome.delivered);
     outcome.duplicates = arrivals.seen.values().map(|n| u64::from(*n) - 1).sum();
     outcome.deliver_seconds = arrivals.last.map_or(0.0, |at| at.duration_since(started).as_secs_f64());
     outcome.e2e_us = arrivals.latencies_us;
     outcome.e2e_us.sort_unstable();
+    outcome.lateness_us = arrivals.lateness_us;
+    outcome.lateness_us.sort_unstable();
     outcome.accept_us.sort_unstable();
     Ok(outcome)
 }

@@ -8,24 +8,25 @@ use crate::load::Outcome;
 /// Everything measured: each figure with one value a run.
 #[derive(Debug, serde::Serialize)]
 pub struct Figures {
-    payload_bytes: usize,
-    fan_out: usize,
+    setting: String,
     values: BTreeMap<String, Vec<f64>>,
 }
 
-fn percentile(sorted: &[u64], share: f64) -> f64 {
+/// The value at `share` of sorted microseconds, in milliseconds; NaN where there is none.
+pub fn percentile(sorted: &[u64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     let at = (last as f64 * share).round() as usize;
     sorted.get(at).map_or(f64::NAN, |us| *us as f64 / 1000.0)
 }
 
 impl Figures {
-    /// None yet.
-    pub fn new(payload_bytes: usize, fan_out: usize) -> Self {
-        Self { payload_bytes, fan_out, values: BTreeMap::new() }
+    /// None yet; `setting` says what was run.
+    pub fn new(setting: String) -> Self {
+        Self { setting, values: BTreeMap::new() }
     }
 
-    fn add(&mut self, name: String, value: f64) {
+    /// One more value of a figure.
+    pub fn add(&mut self, name: String, value: f64) {
         self.values.entry(name).or_default().push(value);
     }
 
@@ -67,7 +68,7 @@ impl Figures {
 
 /// Prints medians.
 pub fn print(figures: &Figures) {
-    println!("payload {} bytes, fan-out {}", figures.payload_bytes, figures.fan_out);
+    println!("{}", figures.setting);
     println!("{:<68} {:>12}   runs", "figure", "median");
     for (name, values) in &figures.values {
         let mut sorted = values.clone();

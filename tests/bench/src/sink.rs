@@ -1,4 +1,8 @@
-//! The receiver: answers 200 at once, and notes when each sequence number came first and how many came again.
+//! The receiver: the path says how it behaves, and it notes when each sequence number came and how many came again.
+//!
+//! `/ok/<n>` answers 200 at once; `/once/<ms>` answers 408 to the first request of a number and 200 from then on, and
+//! measures how late the second came, for an endpoint that repeats after so many milliseconds; `/slow/<ms>/<n>`
+//! answers 200 after a while and counts nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
 /// What arrived since the last [`Sink::reset`].
 #[derive(Default)]
 pub struct Arrivals {
-    /// Receipts per (sequence number, path).
-    pub seen: HashMap<(u64, u32), u32>,
+    /// Receipts per (sequence number, number in the path) that were answered with 200.
+    pub seen: HashMap<(u64, u64), u32>,
+    /// When those that were answered with 408 were answered.
+    refused: HashMap<u64, Instant>,
+    /// From the time a repetition was due to its arrival, in microseconds.
+    pub lateness_us: Vec<u64>,
     /// From the timestamp in the payload to arrival, in microseconds, first receipts only.
     pub latencies_us: Vec<u64>,
     /// The last first receipt.
@@ -100,26 +108,82 @@ fn number(body: &[u8], name: &str) -> Option<u64> {
     rest[..digits].parse().ok()
 }
 
-async fn receive(
-    State(shared): State<Arc<Shared>>,
-    uri: axum::http::Uri,
-    _headers: HeaderMap,
-    body: Bytes,
-) -> StatusCode {
-    let now = Instant::now();
-    let path = uri.path().trim_start_matches('/').parse().unwrap_or(0);
-    if let (Some(seq), Some(at)) = (number(&body, "\"seq\":"), number(&body, "\"at\":")) {
-        let mut arrivals = shared.arrivals.lock().expect("not poisoned");
-        let times = arrivals.seen.entry((seq, path)).or_insert(0);
-        *times += 1;
-        if *times == 1 {
-            let at_now = u64::try_from(now.duration_since(shared.started).as_micros()).unwrap_or(u64::MAX);
-            arrivals.latencies_us.push(at_now.saturating_sub(at));
-            arrivals.last = Some(now);
-            shared.count.fetch_add(1, Ordering::Relaxed);
-        }
-        drop(arrivals);
-        shared.arrived.notify_waiters();
+/// How a path behaves.
+#[derive(Clone, Copy, Debug)]
+enum Behaviour {
+    Ok(u64),
+    Once(Duration),
+    Slow(Duration),
+}
+
+fn behaviour(path: &str) -> Option<Behaviour> {
+    let mut parts = path.trim_start_matches('/').split('/');
+    let name = parts.next()?;
+    let number = parts.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    match name {
+        "ok" => Some(Behaviour::Ok(number)),
+        "once" => Some(Behaviour::Once(Duration::from_millis(number))),
+        "slow" => Some(Behaviour::Slow(Duration::from_millis(number))),
+        _ => None,
     }
-    StatusCode::OK
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Arrivals {
+    /// Notes a request and says what to answer; `true` where a delivery is seen for the first time.
+    fn note(
+        &mut self,
+        behaviour: Behaviour,
+        seq: u64,
+        sent_us: u64,
+        started: Instant,
+        now: Instant,
+    ) -> (StatusCode, bool) {
+        let number = match behaviour {
+            Behaviour::Slow(_) => return (StatusCode::OK, false),
+            Behaviour::Ok(number) => number,
+            Behaviour::Once(delay) => {
+                let Some(refused) = self.refused.get(&seq) else {
+                    self.refused.insert(seq, now);
+                    return (StatusCode::REQUEST_TIMEOUT, false);
+                };
+                if !self.seen.contains_key(&(seq, 0)) {
+                    self.lateness_us.push(micros(now.saturating_duration_since(*refused + delay)));
+                }
+                0
+            }
+        };
+        let times = self.seen.entry((seq, number)).or_insert(0);
+        *times += 1;
+        if *times > 1 {
+            return (StatusCode::OK, false);
+        }
+        self.latencies_us.push(micros(now.duration_since(started)).saturating_sub(sent_us));
+        self.last = Some(now);
+        (StatusCode::OK, true)
+    }
+}
+
+async fn receive(State(shared): State<Arc<Shared>>, uri: axum::http::Uri, body: Bytes) -> StatusCode {
+    let now = Instant::now();
+    let numbers = (number(&body, "\"seq\":"), number(&body, "\"at\":"));
+    let (Some(behaviour), (Some(seq), Some(at))) = (behaviour(uri.path()), numbers) else {
+        // The plain POSTs to compare with.
+        return StatusCode::OK;
+    };
+    if let Behaviour::Slow(time) = behaviour {
+        tokio::time::sleep(time).await;
+        return StatusCode::OK;
+    }
+    let mut arrivals = shared.arrivals.lock().expect("not poisoned");
+    let (status, first) = arrivals.note(behaviour, seq, at, shared.started, now);
+    drop(arrivals);
+    if first {
+        shared.count.fetch_add(1, Ordering::Relaxed);
+    }
+    shared.arrived.notify_waiters();
+    status
 }

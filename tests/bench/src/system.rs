@@ -27,7 +27,8 @@ mod tempdir {
     }
 }
 
-fn free_port() -> anyhow::Result<u16> {
+/// A port that nobody listens on now.
+pub fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -75,12 +76,19 @@ impl System {
         format!("http://{}", self.listen)
     }
 
-    /// Registers `n` endpoints at paths of the sink.
-    pub async fn register(&self, sink: &str, n: usize) -> anyhow::Result<Vec<String>> {
+    /// Registers `n` endpoints, the i-th at `url(i)`, with `settings` beside name and address.
+    pub async fn register(
+        &self,
+        n: usize,
+        url: impl Fn(usize) -> String,
+        settings: &serde_json::Value,
+    ) -> anyhow::Result<Vec<String>> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let mut ids = Vec::new();
         for i in 0..n {
-            let body = serde_json::json!({"name": format!("bench {i}"), "url": format!("{sink}/{i}")});
+            let mut body = settings.clone();
+            body["name"] = format!("bench {i}").into();
+            body["url"] = url(i).into();
             let answer = client
                 .post(format!("{}/api/v1/endpoints", self.url()))
                 .header("content-type", "application/json")

@@ -1,0 +1,119 @@
+//! What healthy endpoints feel of broken ones: their latency at a steady rate and their throughput, alone and beside
+//! a slow endpoint's backlog, endpoints that hang, and endpoints that refuse connections.
+//!
+//! Each case runs on a system of its own, so that none feels the one before.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::load::{self, Addressee, To};
+use crate::report::{Figures, percentile};
+use crate::sink::Sink;
+use crate::system::{self, System};
+
+/// What to measure.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Events queued for an endpoint that takes two seconds; repeatable
+    #[arg(long, default_values_t = [5000u64, 100_000])]
+    backlog: Vec<u64>,
+    /// Healthy endpoints
+    #[arg(long, default_value_t = 90)]
+    healthy: usize,
+    /// Endpoints that hang, or refuse, beside them
+    #[arg(long, default_value_t = 10)]
+    broken: usize,
+    /// Events a second while latency is measured
+    #[arg(long, default_value_t = 50)]
+    rate: u64,
+    /// Requests in flight while throughput is measured
+    #[arg(long, default_value_t = 64)]
+    in_flight: usize,
+    /// Length of each measurement, in seconds
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// Repetitions; the table shows the median
+    #[arg(long, default_value_t = 1)]
+    runs: usize,
+}
+
+/// What stands beside the healthy endpoints.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    Nothing,
+    /// A slow endpoint with so many events queued before the measurement.
+    Backlog(u64),
+    /// Endpoints that take longer than the time-out, and get their share of the events.
+    Hanging,
+    /// Endpoints whose port is closed, and get their share of the events.
+    Refusing,
+}
+
+impl Beside {
+    fn name(self) -> String {
+        match self {
+            Self::Nothing => "alone".to_owned(),
+            Self::Backlog(n) => format!("beside {n} events for an endpoint that takes 2 s"),
+            Self::Hanging => "beside hanging endpoints".to_owned(),
+            Self::Refusing => "beside refusing endpoints".to_owned(),
+        }
+    }
+}
+
+/// Measures it.
+pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
+    let mut figures = Figures::new(format!(
+        "{} healthy endpoints, {} broken; latency at {}/s, throughput with {} in flight; of the healthy ones only",
+        args.healthy, args.broken, args.rate, args.in_flight
+    ));
+    let mut cases = vec![Beside::Nothing];
+    cases.extend(args.backlog.iter().map(|n| Beside::Backlog(*n)));
+    cases.extend([Beside::Hanging, Beside::Refusing]);
+    for run in 1..=args.runs {
+        for beside in &cases {
+            eprintln!("run {run} of {}: {}", args.runs, beside.name());
+            case(args, *beside, binary, &mut figures).await?;
+        }
+    }
+    Ok(figures)
+}
+
+async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let system = System::start(binary)?;
+    let sink = Sink::start().await?;
+    let plain = serde_json::json!({});
+    let counted = |counted: bool| move |id: String| Addressee { id, counted };
+    let healthy = system.register(args.healthy, |i| format!("{}/ok/{i}", sink.url()), &plain).await?;
+    let mut addressees: Vec<_> = healthy.into_iter().map(counted(true)).collect();
+    match beside {
+        Beside::Nothing => {}
+        Beside::Backlog(events) => {
+            let slow = system.register(1, |_| format!("{}/slow/2000", sink.url()), &plain).await?;
+            let to = To::Each(slow.into_iter().map(counted(false)).collect());
+            let accepted = load::queue(&load::Target::new(&system, to, 500)?, &sink, 64, events).await;
+            anyhow::ensure!(accepted == events, "{accepted} of {events} events of the backlog were accepted");
+        }
+        Beside::Hanging => {
+            let url = format!("{}/slow/60000", sink.url());
+            let ids = system.register(args.broken, |i| format!("{url}/{i}"), &plain).await?;
+            addressees.extend(ids.into_iter().map(counted(false)));
+        }
+        Beside::Refusing => {
+            let port = system::free_port()?;
+            let ids = system.register(args.broken, |i| format!("http://127.0.0.1:{port}/{i}"), &plain).await?;
+            addressees.extend(ids.into_iter().map(counted(false)));
+        }
+    }
+    let target = load::Target::new(&system, To::Each(addressees), 500)?;
+    let time = Duration::from_secs(args.seconds);
+    let of = |name: &str| format!("{}: {name}", beside.name());
+    let outcome = load::open(&target, &sink, args.rate, time, load::QUIET).await?;
+    figures.add(of("e2e p50 ms"), percentile(&outcome.e2e_us, 0.5));
+    figures.add(of("e2e p99 ms"), percentile(&outcome.e2e_us, 0.99));
+    let mut lost = outcome.lost;
+    let outcome = load::closed(&target, &sink, args.in_flight, time).await?;
+    figures.add(of("delivered per second"), outcome.delivered as f64 / outcome.deliver_seconds.max(0.001));
+    lost += outcome.lost;
+    figures.add(of("lost"), lost as f64);
+    Ok(())
+}
