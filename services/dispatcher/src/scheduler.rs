@@ -22,12 +22,15 @@ use crate::{Links, jobs};
 
 /// Time between two passes when nothing wakes the scheduler earlier.
 const PERIOD: Duration = Duration::from_millis(100);
-/// A pass may use this share of the time at most: long passes (many endpoints) are spaced out.
-const DUTY: u32 = 5;
+/// Looking for what is due takes one part in this many of the time at most: where many endpoints have open work,
+/// the looks are spaced out. Time spent on claiming is not idle and doesn't count.
+const LOOK_SHARE: u32 = 6;
 /// Least time between two passes.
 const GAP: Duration = Duration::from_millis(10);
 /// Rows claimed by one statement at most.
 const CLAIM_ROWS_MAX: i32 = 2000;
+/// Endpoints that one statement claims for at most.
+const CLAIM_ENDPOINTS_MAX: usize = 500;
 
 /// The scheduler's memory.
 pub struct Scheduler {
@@ -46,6 +49,8 @@ pub struct Pass {
     pub claimed: usize,
     /// Some endpoint had more due than was claimed.
     pub more: bool,
+    /// What it took to look for endpoints with due rows.
+    pub looked: Duration,
 }
 
 impl Scheduler {
@@ -60,26 +65,21 @@ impl Scheduler {
 
     /// One pass: looks at what is due, claims what may be sent, publishes it.
     pub async fn step(&mut self, leads_since: Instant) -> Result<Pass, StoreError> {
+        let begun = Instant::now();
         let due = self.links.store.due().await?;
+        let mut pass = Pass { looked: begun.elapsed(), ..Pass::default() };
         let lapsed = may_claim_lapsed(
             self.millis(leads_since),
             self.failed_at.map(|at| self.millis(at)),
             self.millis(Instant::now()),
         );
-        let mut pass = Pass::default();
-        let mut budgets = Vec::new();
-        let mut rows = 0;
-        for endpoint in due {
-            let Some(budget) = self.budget(&endpoint) else { continue };
-            rows += budget.limit;
-            budgets.push(budget);
-            if rows >= CLAIM_ROWS_MAX {
-                pass.claimed += self.claim(std::mem::take(&mut budgets), lapsed, &mut pass.more).await?;
-                rows = 0;
+        let budgets: Vec<_> = due.iter().filter_map(|endpoint| self.budget(endpoint)).collect();
+        for chunk in budgets.chunks(CLAIM_ENDPOINTS_MAX) {
+            let mut left = chunk;
+            while !left.is_empty() {
+                let used = self.claim(left, lapsed, &mut pass).await?;
+                left = left.get(used..).unwrap_or_default();
             }
-        }
-        if !budgets.is_empty() {
-            pass.claimed += self.claim(budgets, lapsed, &mut pass.more).await?;
         }
         Ok(pass)
     }
@@ -111,8 +111,15 @@ impl Scheduler {
         })
     }
 
-    async fn claim(&mut self, budgets: Vec<ClaimBudget>, lapsed: bool, more: &mut bool) -> Result<usize, StoreError> {
-        let claimed = self.links.store.claim(&budgets, lapsed).await?;
+    /// Claims for the first of these endpoints, and returns for how many: fewer than given where they had more rows
+    /// than one statement takes.
+    async fn claim(&mut self, budgets: &[ClaimBudget], lapsed: bool, pass: &mut Pass) -> Result<usize, StoreError> {
+        let claimed = self.links.store.claim(budgets, lapsed, CLAIM_ROWS_MAX).await?;
+        let full = i32::try_from(claimed.len()).is_ok_and(|n| n >= CLAIM_ROWS_MAX);
+        // The jobs come in the order of the budgets; the last endpoint may have more than there was room for.
+        let last = claimed.last().and_then(|(_, job)| budgets.iter().position(|b| b.endpoint == job.endpoint));
+        let used = if full { last.map_or(budgets.len(), |at| at + 1) } else { budgets.len() };
+        pass.more |= full;
         let mut per_endpoint = BTreeMap::new();
         let mut lanes: BTreeMap<Lane, Vec<_>> = BTreeMap::new();
         for (lane, job) in claimed {
@@ -120,16 +127,15 @@ impl Scheduler {
             lanes.entry(lane).or_default().push(job);
         }
         let now_ms = self.millis(Instant::now());
-        for budget in budgets {
+        for budget in budgets.iter().take(used) {
             let n = per_endpoint.get(&budget.endpoint).copied().unwrap_or(0);
             self.budgets.claimed(budget.endpoint, n, now_ms);
-            *more |= !budget.probe && n > 0 && i32::try_from(n).is_ok_and(|n| n == budget.limit);
+            pass.more |= !budget.probe && n > 0 && i32::try_from(n).is_ok_and(|n| n == budget.limit);
         }
-        let mut published = 0;
         for (lane, jobs) in lanes {
-            published += jobs::publish(&self.links.bus, lane, jobs).await;
+            pass.claimed += jobs::publish(&self.links.bus, lane, jobs).await;
         }
-        Ok(published)
+        Ok(used)
     }
 }
 
@@ -153,11 +159,10 @@ pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: Cancellatio
                 wait = Duration::from_secs(1);
                 continue;
             };
-            let begun = Instant::now();
             match scheduler.step(leads_since).await {
                 Ok(pass) => {
                     scheduler.meters.claimed(pass.claimed);
-                    wait = if pass.more { Duration::ZERO } else { PERIOD.max(begun.elapsed() * DUTY) };
+                    wait = if pass.more { Duration::ZERO } else { PERIOD.max(pass.looked * (LOOK_SHARE - 1)) };
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a pass over what is due failed; trying again");

@@ -84,8 +84,14 @@ impl Store {
 
     /// Claims due rows within the budgets and makes jobs of them, oldest first for each endpoint, with the lane
     /// that each belongs into: replay, where an operator opened the delivery again; retry after a failure in
-    /// this life; else fresh. Rows that another claim or record has locked are left to the next pass.
-    pub async fn claim(&self, budgets: &[ClaimBudget], include_lapsed: bool) -> Result<Vec<(Lane, Job)>, StoreError> {
+    /// this life; else fresh. Rows that another claim or record has locked are left to the next pass. At most
+    /// `rows_max` in all: the budgets are used up in their order, and the jobs come in it.
+    pub async fn claim(
+        &self,
+        budgets: &[ClaimBudget],
+        include_lapsed: bool,
+        rows_max: i32,
+    ) -> Result<Vec<(Lane, Job)>, StoreError> {
         if budgets.is_empty() {
             return Ok(Vec::new());
         }
@@ -95,7 +101,15 @@ impl Store {
         let payload_max = i32::try_from(PAYLOAD_BYTES_MAX).unwrap_or(i32::MAX);
         let rows = self
             .keyed
-            .all(sqlx::query_file!("src/sql/claim.sql", &endpoints, &limits, &leases, include_lapsed, payload_max))
+            .all(sqlx::query_file!(
+                "src/sql/claim.sql",
+                &endpoints,
+                &limits,
+                &leases,
+                include_lapsed,
+                payload_max,
+                i64::from(rows_max)
+            ))
             .await?;
         rows.into_iter()
             .map(|r| {

@@ -1,8 +1,8 @@
 //! The receiver: the path says how it behaves, and it notes when each sequence number came and how many came again.
 //!
-//! `/ok/<n>` answers 200 at once; `/once/<ms>` answers 408 to the first request of a number and 200 from then on, and
-//! measures how late the second came, for an endpoint that repeats after so many milliseconds; `/slow/<ms>/<n>`
-//! answers 200 after a while and counts nothing.
+//! `/ok/<n>` answers 200 at once; `/once/<ms>` answers the first request of a number with 425 (which no circuit
+//! counts) and with 200 from then on, and measures how late the second came, for an endpoint that repeats after so many
+//! milliseconds; `/slow/<ms>/<n>` answers 200 after a while and counts nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 pub struct Arrivals {
     /// Receipts per (sequence number, number in the path) that were answered with 200.
     pub seen: HashMap<(u64, u64), u32>,
-    /// When those that were answered with 408 were answered.
+    /// When those that were answered with 425 were answered.
     refused: HashMap<u64, Instant>,
     /// From the time a repetition was due to its arrival, in microseconds.
     pub lateness_us: Vec<u64>,
@@ -148,7 +148,7 @@ impl Arrivals {
             Behaviour::Once(delay) => {
                 let Some(refused) = self.refused.get(&seq) else {
                     self.refused.insert(seq, now);
-                    return (StatusCode::REQUEST_TIMEOUT, false);
+                    return (StatusCode::TOO_EARLY, false);
                 };
                 if !self.seen.contains_key(&(seq, 0)) {
                     self.lateness_us.push(micros(now.saturating_duration_since(*refused + delay)));

@@ -7,6 +7,7 @@ with picked as materialized (
         order by o.due_at limit b.row_limit
         for update skip locked
     ) p
+    limit $6
 ),
 claimed as (
     update open_deliveries o
