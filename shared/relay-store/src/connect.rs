@@ -21,6 +21,10 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// A connection is replaced after this time: its cached plans and memory don't grow for ever.
 const LIFETIME_MAX: Duration = Duration::from_secs(3600);
 
+/// A connection that rested for so long is tried before it is used: the server may have been restarted meanwhile, and
+/// whoever asks first would hear that the database doesn't answer. Under load nobody pays that round trip.
+pub(crate) const FRESH: Duration = Duration::from_secs(1);
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -70,19 +74,21 @@ impl std::fmt::Debug for Store {
     }
 }
 
-fn runner<V: Display + Clone>(
-    options: &PgConnectOptions,
-    settings: &[(&str, V)],
-    connections: u32,
-    ping: bool,
-) -> Runner {
+fn runner<V: Display + Clone>(options: &PgConnectOptions, settings: &[(&str, V)], connections: u32) -> Runner {
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_DEADLINE)
         .idle_timeout(IDLE_MAX)
         .max_lifetime(LIFETIME_MAX)
-        // Ledger statements are repeated by their callers: they save the round trip.
-        .test_before_acquire(ping)
+        .test_before_acquire(false)
+        .before_acquire(|connection, used| {
+            Box::pin(async move {
+                if used.idle_for >= FRESH {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options.clone().options(settings.iter().cloned()));
     Runner { pool, deadline: DEADLINE }
 }
@@ -115,7 +121,7 @@ impl Store {
         // Planning over all partitions costs more than a batch of 30 takes.
         let generic = ("plan_cache_mode", "force_generic_plan");
         Self {
-            dispatch: runner(&base, &[roomy, generic, ("enable_seqscan", "off")], options.max_connections, false),
+            dispatch: runner(&base, &[roomy, generic, ("enable_seqscan", "off")], options.max_connections),
             keyed: runner(
                 &base,
                 &[
@@ -127,9 +133,8 @@ impl Store {
                     ("enable_bitmapscan", "off"),
                 ],
                 options.max_connections,
-                false,
             ),
-            queries: runner::<&str>(&base, &[], options.query_connections, true),
+            queries: runner::<&str>(&base, &[], options.query_connections),
         }
     }
 

@@ -103,3 +103,15 @@ async fn migrations_clock_durability_and_leases(pool: PgPool) {
     assert_eq!(missing.unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(Store::lazy("not a url", StoreOptions::new("t")).is_err());
 }
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_connection_that_the_server_ended_while_it_rested_is_not_used(pool: PgPool) {
+    let ledger = Ledger::new(pool).await;
+    for runner in [&ledger.dispatch, &ledger.keyed, &ledger.queries] {
+        let ask = || runner.one(sqlx::query_scalar::<_, i32>("select pg_backend_pid()"));
+        let backend = ask().await.unwrap();
+        sqlx::query("select pg_terminate_backend($1, 5000)").bind(backend).execute(&ledger.pool).await.unwrap();
+        tokio::time::sleep(crate::connect::FRESH).await;
+        assert_ne!(ask().await.unwrap(), backend);
+    }
+}
