@@ -10,9 +10,12 @@ export SQLX_OFFLINE := true
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 SEEDS ?= 10000
+SECONDS ?= 600
+SEED ?= 1
+FAULTS ?= all
 ARGS ?=
 
-.PHONY: help up down logs build test bench simulate fmt lint sqlx compose-env clean
+.PHONY: help up down logs build test bench simulate chaos fmt lint sqlx compose-env clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +42,10 @@ bench: build ## Measure this machine (ARGS="--seconds 60 --runs 3")
 
 simulate: ## Run the protocol against misbehaving servers (SEEDS=1000000)
 	SIM_SEEDS=$(SEEDS) cargo test --release --locked -p relay-core --test simulation -- --nocapture
+
+chaos: build ## Hurt a whole system and compare the books (SECONDS=600 SEED=1 FAULTS=all; FAULTS=help lists them)
+	cargo build --release --locked -p chaos -p ingest -p dispatcher -p deliverer -p dlq-manager --bins
+	target/release/chaos --seconds $(SECONDS) --seed $(SEED) --faults $(FAULTS) $(ARGS)
 
 fmt: ## Format the code
 	cargo fmt --all

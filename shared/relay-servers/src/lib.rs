@@ -20,6 +20,7 @@ mod process;
 mod redis;
 mod tools;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -33,7 +34,7 @@ use credentials::Credentials;
 use process::{Process, Recipe, Spawner};
 
 pub use error::ServersError;
-pub use nats::USERS as NATS_USERS;
+pub use nats::{ACCOUNTS as NATS_ACCOUNTS, USERS as NATS_USERS};
 pub use postgres::{DATABASE, ROLE};
 pub use process::Signal;
 
@@ -96,6 +97,8 @@ pub struct ServersConfig {
     pub tools_dirs: Vec<PathBuf>,
     /// PostgreSQL's memory.
     pub memory: Memory,
+    /// Who may do what on the nats-server: [`NATS_ACCOUNTS`], or that with a user of a test's own.
+    pub nats_accounts: Cow<'static, str>,
 }
 
 impl ServersConfig {
@@ -108,6 +111,7 @@ impl ServersConfig {
             nats_port: Some(0),
             tools_dirs: Vec::new(),
             memory: Memory::Machine,
+            nats_accounts: Cow::Borrowed(NATS_ACCOUNTS),
         }
     }
 
@@ -137,6 +141,7 @@ pub struct Servers {
     data_dir: PathBuf,
     tools_dirs: Vec<PathBuf>,
     memory: Memory,
+    nats_accounts: Cow<'static, str>,
     credentials: Credentials,
     cluster: Option<postgres::Cluster>,
     slots: Vec<Slot>,
@@ -160,6 +165,7 @@ impl Servers {
         let mut servers = Self {
             tools_dirs: config.tools_dirs.clone(),
             memory: config.memory,
+            nats_accounts: config.nats_accounts.clone(),
             credentials,
             cluster: None,
             slots: Vec::new(),
@@ -254,7 +260,8 @@ impl Servers {
             ServerKind::Redis => redis::prepare(&self.data_dir, &self.tools_dirs, slot.port, &self.credentials.redis),
             ServerKind::Nats => {
                 let passwords = &self.credentials.nats;
-                nats::prepare(&self.data_dir, &self.tools_dirs, slot.port, slot.monitor_port, passwords)
+                let files = nats::Files { data_dir: &self.data_dir, accounts: &self.nats_accounts };
+                nats::prepare(&files, &self.tools_dirs, slot.port, slot.monitor_port, passwords)
             }
         }
     }

@@ -13,21 +13,30 @@ use crate::tools;
 pub const USERS: [&str; 6] = ["ingest", "dispatcher", "deliverer", "dlq-manager", "relay", "producer"];
 
 const CONF: &str = include_str!("../../../nats/up.conf");
-const ACCOUNTS: &str = include_str!("../../../nats/accounts.conf");
+/// The accounts, users and permissions that are shipped.
+pub const ACCOUNTS: &str = include_str!("../../../nats/accounts.conf");
 
 /// The directory of configuration and streams.
 pub(crate) fn dir(data_dir: &Path) -> PathBuf {
     data_dir.join("nats")
 }
 
+/// What is written where.
+pub(crate) struct Files<'a> {
+    pub(crate) data_dir: &'a Path,
+    /// Text of accounts.conf.
+    pub(crate) accounts: &'a str,
+}
+
 /// Writes the configuration and says how to start the server.
 pub(crate) fn prepare(
-    data_dir: &Path,
+    files: &Files<'_>,
     tools_dirs: &[PathBuf],
     port: u16,
     monitor_port: u16,
     passwords: &BTreeMap<String, String>,
 ) -> Result<Recipe, ServersError> {
+    let data_dir = files.data_dir;
     let program = tools::find("nats-server", tools_dirs).ok_or_else(|| ServersError::MissingProgram {
         program: "nats-server",
         searched: tools::searched(tools_dirs, ""),
@@ -37,7 +46,7 @@ pub(crate) fn prepare(
     fs::create_dir_all(&dir).map_err(ServersError::io("make", &dir))?;
     let conf = dir.join("up.conf");
     write(&conf, &configuration(port, monitor_port, &dir.join("streams")))?;
-    write(&dir.join("accounts.conf"), ACCOUNTS)?;
+    write(&dir.join("accounts.conf"), files.accounts)?;
     Ok(Recipe {
         kind: ServerKind::Nats,
         program,

@@ -32,6 +32,8 @@ pub enum Signal {
     Terminate,
     /// PostgreSQL's fast shutdown.
     Interrupt,
+    /// PostgreSQL's immediate shutdown: it recovers at the next start (tests).
+    Quit,
     /// The end without a word (tests).
     Kill,
     /// Freeze (tests).
@@ -45,6 +47,7 @@ impl Signal {
         match self {
             Self::Terminate => "TERM",
             Self::Interrupt => "INT",
+            Self::Quit => "QUIT",
             Self::Kill => "KILL",
             Self::Stop => "STOP",
             Self::Continue => "CONT",

@@ -13,7 +13,10 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
         Some(dir) => PathBuf::from(dir),
         None => {
             let me = std::env::current_exe()?;
-            me.parent().and_then(Path::parent).context("the test binary lies in target/<profile>/deps")?.to_path_buf()
+            let dir = me.parent().context("a program lies in a directory")?;
+            // Tests lie in target/<profile>/deps, programs beside the binaries.
+            let above = dir.parent().filter(|_| dir.ends_with("deps"));
+            above.unwrap_or(dir).to_path_buf()
         }
     };
     let path = dir.join(name);
@@ -98,6 +101,17 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// How it ended, when it has.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends a signal by name, such as `STOP` or `CONT`, and waits for nothing.
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status()?;
+        Ok(())
+    }
+
     /// `kill -9`, and gone.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
@@ -107,7 +121,7 @@ impl Process {
 
     /// SIGTERM; waits for the end, and says whether it was a success.
     pub async fn terminate(&mut self) -> anyhow::Result<bool> {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        self.signal("TERM")?;
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = self.child.try_wait()? {

@@ -1,0 +1,161 @@
+//! The one who hurts the system: two lanes side by side, one at processes of ours, one at servers and networks, each with
+//! faults and pauses drawn from the seed.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use relay_servers::{ServerKind, Signal};
+use tokio::time::sleep;
+
+use crate::dice::Dice;
+use crate::faults::{Done, Fault};
+use crate::receivers::Receivers;
+use crate::system::System;
+
+/// The faults of a run, done and to be done.
+pub struct Nemesis {
+    /// The system.
+    pub system: Arc<System>,
+    /// Tell what is in flight.
+    pub receivers: Receivers,
+    /// The start of the run.
+    pub start: Instant,
+    /// Until when faults begin, counted from the start.
+    pub until: Duration,
+    /// What was done.
+    pub done: Mutex<Vec<Done>>,
+}
+
+impl Nemesis {
+    /// Does these faults until the time is over; each has ended when this returns.
+    pub async fn run(&self, faults: &[Fault], seed: u64) -> anyhow::Result<()> {
+        let (ours, theirs): (Vec<Fault>, Vec<Fault>) = faults.iter().partition(|f| f.is_ours());
+        let lanes = (self.lane(ours, Dice::new(seed, 1)), self.lane(theirs, Dice::new(seed, 2)));
+        let (ours, theirs) = tokio::join!(lanes.0, lanes.1);
+        ours.and(theirs)
+    }
+
+    async fn lane(&self, faults: Vec<Fault>, mut dice: Dice) -> anyhow::Result<()> {
+        loop {
+            sleep(Duration::from_millis(dice.between(1_000, 8_000))).await;
+            let Some(fault) = dice.pick(&faults).copied() else { return Ok(()) };
+            if self.start.elapsed() >= self.until {
+                return Ok(());
+            }
+            let (from, in_flight) = (self.start.elapsed(), self.receivers.in_flight());
+            println!("{:>6.1} {fault}", from.as_secs_f64());
+            let done = self.inflict(fault, &mut dice).await;
+            let to = self.start.elapsed();
+            // Also one that went wrong has hurt the system.
+            let cost = fault.cost(to.saturating_sub(from));
+            self.done.lock().expect("nothing panics while it holds this lock").push(Done {
+                fault,
+                from,
+                to,
+                cost,
+                in_flight,
+            });
+            done?;
+        }
+    }
+
+    async fn inflict(&self, fault: Fault, dice: &mut Dice) -> anyhow::Result<()> {
+        let system = &self.system;
+        match fault {
+            Fault::Kill(role) => {
+                let pods = system.of_role(role).await;
+                let Some(pod) = dice.pick(&pods) else { return Ok(()) };
+                let mut pod = pod.lock().await;
+                pod.kill()?;
+                sleep(Duration::from_millis(dice.between(0, 2_000))).await;
+                system.launch(&mut pod)
+            }
+            Fault::KillAll => {
+                let mut pods = Vec::new();
+                for pod in &system.pods {
+                    pods.push(pod.lock().await);
+                }
+                for pod in &mut pods {
+                    pod.kill()?;
+                }
+                pods.iter_mut().try_for_each(|pod| system.launch(pod))
+            }
+            Fault::Stop(role) => {
+                let pods = system.of_role(role).await;
+                let Some(pod) = dice.pick(&pods) else { return Ok(()) };
+                let pod = pod.lock().await;
+                pod.signal("STOP")?;
+                sleep(Duration::from_millis(dice.between(5_000, 20_000))).await;
+                pod.signal("CONT")
+            }
+            Fault::Restart => {
+                for pod in &system.pods {
+                    let mut pod = pod.lock().await;
+                    pod.terminate().await?;
+                    system.launch(&mut pod)?;
+                    pod.wait_ready().await?;
+                }
+                Ok(())
+            }
+            Fault::Crash(kind) => self.crash(&[kind], Signal::Kill).await,
+            Fault::CrashAll => self.crash(&ServerKind::ALL, Signal::Kill).await,
+            Fault::Immediate => self.crash(&[ServerKind::Postgres], Signal::Quit).await,
+            Fault::Terminate => {
+                let query = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                             where pid <> pg_backend_pid() and backend_type = 'client backend'";
+                for _ in 0..dice.between(5, 15) {
+                    // Its own session may be among those that another one ends.
+                    let _ = system.sql(query).await;
+                    sleep(Duration::from_millis(300)).await;
+                }
+                Ok(())
+            }
+            Fault::Flush => system.flush_redis().await,
+            Fault::DeleteJobs => system.jetstream("STREAM.DELETE.JOBS").await.map(|_| ()),
+            Fault::Away(kind) => {
+                system.proxy(kind).cut();
+                sleep(self.a_while(dice)).await;
+                system.proxy(kind).restore();
+                Ok(())
+            }
+            Fault::Slow(kind) => {
+                system.proxy(kind).slow(Duration::from_millis(dice.between(20, 300)));
+                sleep(Duration::from_millis(dice.between(3_000, 10_000))).await;
+                system.proxy(kind).restore();
+                Ok(())
+            }
+            Fault::Reset(kind) => {
+                for _ in 0..dice.between(1, 5) {
+                    system.proxy(kind).reset();
+                    sleep(Duration::from_millis(dice.between(100, 1_000))).await;
+                }
+                Ok(())
+            }
+            Fault::Hole(kind) => {
+                system.proxy(kind).black_hole();
+                sleep(Duration::from_millis(dice.between(2_000, 20_000))).await;
+                // Half of the connections that nobody heard of for so long are gone when the network is back.
+                if dice.one_in(2) {
+                    system.proxy(kind).reset();
+                }
+                system.proxy(kind).restore();
+                Ok(())
+            }
+        }
+    }
+
+    async fn crash(&self, kinds: &[ServerKind], signal: Signal) -> anyhow::Result<()> {
+        let kinds = kinds.to_vec();
+        let work = move |servers: &mut relay_servers::Servers| {
+            kinds.iter().try_for_each(|kind| servers.stop_server(*kind, signal))?;
+            Ok(kinds.iter().try_for_each(|kind| servers.start_server(*kind))?)
+        };
+        self.system.servers(work).await
+    }
+
+    /// In long runs one outage in four lasts a minute.
+    fn a_while(&self, dice: &mut Dice) -> Duration {
+        let minute = dice.one_in(4) && self.until >= Duration::from_secs(180);
+        if minute { Duration::from_secs(60) } else { Duration::from_millis(dice.between(2_000, 15_000)) }
+    }
+}

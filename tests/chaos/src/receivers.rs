@@ -1,0 +1,171 @@
+//! The endpoints: one listener, a path for each. They verify the signature, write every request down, and answer by plan.
+//! A request whose client goes away before the answer is written down without one.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+use crate::plan::{self, Hook};
+
+/// A request that an endpoint got.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// When it came, counted from the start of the run.
+    pub came: Duration,
+    /// When it was answered; `None` when its client went away first.
+    pub answered: Option<Duration>,
+    /// The answer.
+    pub status: u16,
+    /// The endpoint.
+    pub hook: Option<Hook>,
+    /// The number in the payload.
+    pub number: Option<u64>,
+    /// Header `webhook-id`.
+    pub id: String,
+    /// Whether it was signed with the endpoint's secret.
+    pub signed: bool,
+}
+
+impl Receipt {
+    /// When the endpoint took the event: a 2xx that was sent.
+    pub fn taken(&self) -> Option<Duration> {
+        self.answered.filter(|_| (200..300).contains(&self.status))
+    }
+}
+
+struct Shared {
+    start: Instant,
+    receipts: Mutex<Vec<Receipt>>,
+    seen: Mutex<HashMap<(u64, Hook), u32>>,
+    secrets: Mutex<HashMap<Hook, String>>,
+    open: AtomicU64,
+    file: Mutex<std::fs::File>,
+}
+
+/// The running receivers.
+#[derive(Clone)]
+pub struct Receivers {
+    address: std::net::SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Receivers {
+    /// Listens on a free port of loopback; receipts go to a file too.
+    pub async fn start(file: std::fs::File, start: Instant) -> anyhow::Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            start,
+            receipts: Mutex::default(),
+            seen: Mutex::default(),
+            secrets: Mutex::default(),
+            open: AtomicU64::new(0),
+            file: Mutex::new(file),
+        });
+        let app = Router::new().fallback(receive).with_state(Arc::clone(&shared));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { address, shared })
+    }
+
+    /// The URL of an endpoint.
+    pub fn url(&self, hook: Hook) -> String {
+        format!("http://{}/{}", self.address, hook.name())
+    }
+
+    /// Tells the secret that an endpoint's requests are signed with.
+    pub fn secret(&self, hook: Hook, secret: String) {
+        lock(&self.shared.secrets).insert(hook, secret);
+    }
+
+    /// Everything that came.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        lock(&self.shared.receipts).clone()
+    }
+
+    /// Requests in flight as the words of the ledger have it: open now, or answered in the second before.
+    pub fn in_flight(&self) -> u64 {
+        let since = self.shared.start.elapsed().saturating_sub(Duration::from_secs(1));
+        let receipts = lock(&self.shared.receipts);
+        // They are in the order of their answers.
+        let answered = receipts.iter().rev().take_while(|r| r.answered.unwrap_or(r.came) >= since).count();
+        self.shared.open.load(Ordering::Relaxed) + answered as u64
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+/// Writes the receipt, also when the client goes away and the handler is dropped.
+struct Open {
+    shared: Arc<Shared>,
+    receipt: Receipt,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        let r = &self.receipt;
+        let line = format!(
+            "{} {} {} {} {} {} {}\n",
+            r.came.as_millis(),
+            r.answered.map_or("-".to_owned(), |at| at.as_millis().to_string()),
+            r.status,
+            r.hook.map_or("-", Hook::name),
+            r.number.map_or("-".to_owned(), |n| n.to_string()),
+            r.id,
+            if r.signed { "signed" } else { "unsigned" },
+        );
+        if let Err(error) = lock(&self.shared.file).write_all(line.as_bytes()) {
+            eprintln!("a receipt can't be written: {error}");
+        }
+        lock(&self.shared.receipts).push(r.clone());
+    }
+}
+
+async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, body: Bytes) -> StatusCode {
+    let came = shared.start.elapsed();
+    let hook = Hook::named(uri.path().trim_start_matches('/'));
+    let number = serde_json::from_slice::<serde_json::Value>(&body).ok().and_then(|v| v["number"].as_u64());
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let signed = hook
+        .and_then(|hook| lock(&shared.secrets).get(&hook).cloned())
+        .is_some_and(|secret| verify(&secret, &text("x-webhook-signature"), &body));
+    shared.open.fetch_add(1, Ordering::Relaxed);
+    let receipt = Receipt { came, answered: None, status: 0, hook, number, id: text("webhook-id"), signed };
+    let mut open = Open { shared: Arc::clone(&shared), receipt };
+    let (Some(hook), Some(number)) = (hook, number) else { return StatusCode::NOT_FOUND };
+    let nth = {
+        let mut seen = lock(&shared.seen);
+        let nth = seen.entry((number, hook)).or_insert(0);
+        *nth += 1;
+        *nth
+    };
+    let act = plan::act(hook, number, nth, came);
+    if !act.after.is_zero() {
+        tokio::time::sleep(act.after).await;
+    }
+    open.receipt.answered = Some(shared.start.elapsed());
+    open.receipt.status = act.status;
+    StatusCode::from_u16(act.status).expect("the plan has valid statuses")
+}
+
+/// `t=<unix seconds>,v1=<hex HMAC-SHA256(secret, t "." body)>`.
+fn verify(secret: &str, header: &str, body: &[u8]) -> bool {
+    let Some((time, rest)) = header.strip_prefix("t=").and_then(|h| h.split_once(',')) else { return false };
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("a key of any length will do");
+    mac.update(time.as_bytes());
+    mac.update(b".");
+    mac.update(body);
+    let expected = hex::encode(mac.finalize().into_bytes());
+    rest.split(',').any(|part| part.strip_prefix("v1=") == Some(expected.as_str()))
+}

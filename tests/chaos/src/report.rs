@@ -1,0 +1,54 @@
+//! The table at the end.
+
+use std::collections::BTreeMap;
+
+use crate::check::Verdict;
+use crate::faults::Done;
+use crate::quiesce::Quiesced;
+
+/// How many examples of each wrong are shown.
+const EXAMPLES: usize = 10;
+
+/// Prints the table, and examples of what went wrong.
+pub fn print(verdict: &Verdict, faults: &[Done], quiesced: &Quiesced, counts: &[(&str, u64)]) {
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for done in faults {
+        *kinds.entry(done.fault.to_string()).or_default() += 1;
+    }
+    let row = |name: &str, value: String| println!("  {name:<34} {value:>12}");
+    println!("\nfaults");
+    for (kind, count) in &kinds {
+        row(kind, count.to_string());
+    }
+    println!("ledger");
+    for (name, count) in counts {
+        row(name, count.to_string());
+    }
+    row("deliveries owed", verdict.owed.to_string());
+    row("  delivered", verdict.delivered.to_string());
+    row("  dead-lettered", verdict.dead_lettered.to_string());
+    row("  lost", verdict.lost.len().to_string());
+    row("duplicates", verdict.duplicates.to_string());
+    row("  allowed by the faults", verdict.allowed.to_string());
+    row("  at no fault", verdict.unexplained.len().to_string());
+    row("unexpected receipts", verdict.unexpected.len().to_string());
+    row("other status in the interface", verdict.mismatches.len().to_string());
+    row("quiet after", format!("{:.1} s", quiesced.took.as_secs_f64()));
+    let wrongs = [
+        ("lost", &verdict.lost),
+        ("duplicate at no fault", &verdict.unexplained),
+        ("unexpected", &verdict.unexpected),
+        ("other status", &verdict.mismatches),
+    ];
+    for (name, list) in wrongs {
+        for text in list.iter().take(EXAMPLES) {
+            println!("{name}: {text}");
+        }
+        if list.len() > EXAMPLES {
+            println!("{name}: … and {} more", list.len() - EXAMPLES);
+        }
+    }
+    if let Some(open) = &quiesced.open {
+        println!("not quiet: {open}");
+    }
+}
