@@ -60,6 +60,11 @@ impl Api {
         Self { client, base: base.to_owned() }
     }
 
+    /// The address of a path of it.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
     /// Any request; `path` from the root.
     pub async fn request(
         &self,

@@ -5,6 +5,7 @@ pub mod api;
 pub mod process;
 pub mod proxy;
 pub mod sink;
+pub mod tools;
 pub mod world;
 
 pub use api::{Answer, Api};

