@@ -115,7 +115,8 @@ impl World {
             .unwrap()
             .unwrap();
         let directory = Directory::load(store.clone()).await.unwrap();
-        let links = Links { store, directory, bus, circuits, clock };
+        let keys = relay_links::Keys::new(directory.clone(), store.clone());
+        let links = Links { store, directory, keys, bus, circuits, clock };
         let (stop, running) = deliver(&links).await;
         Self { links, receiver, endpoint, stop, running, _servers: servers }
     }

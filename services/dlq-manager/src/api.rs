@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use metrics::Counter;
-use relay_core::ids::TenantId;
 use relay_links::Links;
-use relay_runtime::auth::Caller;
 use relay_runtime::metrics::counter;
 
 /// State of the routes.
@@ -32,9 +30,4 @@ impl Api {
             Counters { replayed: counter("relay_dlq_replayed_total"), discarded: counter("relay_dlq_discarded_total") };
         Self { links, counters: Arc::new(counters) }
     }
-}
-
-/// Whose letters a caller may see: an operator sees everybody's, and those that belong to no tenant.
-pub fn scope(caller: &Caller) -> Option<&TenantId> {
-    (!caller.operator).then_some(&caller.tenant)
 }

@@ -1,7 +1,7 @@
 //! The DLQ manager as a program of its own: opens its links, serves its routes, ends in order.
 
 use relay_links::{Addresses, Links};
-use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::auth::{self, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, openapi, pod};
@@ -47,18 +47,19 @@ pub fn main_with(cli: Cli) -> anyhow::Result<()> {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
     shutdown.on_signals()?;
-    let key = ApiKey::from_env()?;
-    auth::check_listen(cli.config.listen, &key)?;
+    let key = OperatorKey::from_env()?;
     let metrics = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let listener = http::bind(cli.config.listen).await?;
     let health_listener = http::bind(cli.health.listen(health_port::DLQ_MANAGER)).await?;
     let Some(links) = Links::connect(&addresses, "dlq-manager", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let guard = links.guard(cli.config.listen, key)?;
     let manager = DlqManager::start(cli.config, links.clone(), pod).await?;
     let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");
-    let (routes, document) = OpenApiRouter::with_openapi(base).merge(manager.router()).split_for_parts();
-    let router = http::layers(auth::protect(openapi::show(routes, &document), key), BODY_BYTES_MAX);
+    let (routes, mut document) = OpenApiRouter::with_openapi(base).merge(manager.router()).split_for_parts();
+    let routes = auth::protect(routes, &mut document, guard);
+    let router = http::layers(openapi::show(routes, &document), BODY_BYTES_MAX);
 
     tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "managing dead letters");
     // In the order in which they end.

@@ -4,6 +4,7 @@
 //!
 //! Any number of ingests run side by side; nothing is kept in one that another needs.
 
+mod access;
 mod admit;
 mod api;
 mod committer;
@@ -20,6 +21,7 @@ mod shapes;
 mod standalone;
 mod waiters;
 
+pub use access::{KeyShape, KeyWithSecret, TenantShape};
 pub use config::{Config, PAYLOAD_BYTES_CEILING, REQUEST_OVERHEAD_BYTES};
 pub use openapi::{base, with_document};
 pub use relay_links::Links;

@@ -1,6 +1,7 @@
 //! The OpenAPI document: what its routes don't say about themselves, and the route that shows it.
 
 use axum::Router;
+use relay_runtime::auth::{self, Guard};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -15,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
     tags(
         (name = "events", description = "Sending events, and what became of them"),
         (name = "endpoints", description = "Where events are delivered to"),
+        (name = "access", description = "Tenants and API keys"),
         (name = "operations", description = "Health, statistics, tools")
     )
 )]
@@ -25,9 +27,10 @@ pub fn base<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
     OpenApiRouter::with_openapi(Frame::openapi())
 }
 
-/// The plain router, with the whole document at `/openapi.json`.
-pub fn with_document(router: OpenApiRouter) -> Router {
-    let (routes, document) = router.split_for_parts();
+/// The plain router behind `guard`, with the whole document at `/openapi.json`, which needs no key.
+pub fn with_document(router: OpenApiRouter, guard: Guard) -> Router {
+    let (routes, mut document) = router.split_for_parts();
+    let routes = auth::protect(routes, &mut document, guard);
     relay_runtime::openapi::show(routes, &document)
 }
 
@@ -39,6 +42,7 @@ mod tests {
     #[test]
     fn the_document_is_what_users_were_given() {
         let mut document = base().merge(routes::documented()).into_openapi();
+        auth::declare(&mut document);
         document.info.version = "(of the release)".to_owned();
         insta::assert_json_snapshot!(document);
     }

@@ -34,6 +34,15 @@ pub enum Refusal {
     UnknownEndpoint,
     /// No such event.
     UnknownEvent,
+    /// No such API key.
+    UnknownKey,
+    /// A key with scopes that its maker doesn't have.
+    TooPowerful,
+    /// The tenant has as many API keys as it may have.
+    TooManyKeys {
+        /// How many that are.
+        limit: usize,
+    },
     /// The endpoint takes no events.
     InactiveEndpoint,
     /// The endpoint's filter doesn't have this type.
@@ -75,6 +84,11 @@ impl From<Refusal> for Problem {
             Refusal::Invalid(errors) => Self::fields(errors),
             Refusal::UnknownEndpoint => Self::new(P::EndpointNotFound, "Endpoint not found"),
             Refusal::UnknownEvent => Self::new(P::EventNotFound, "Event not found"),
+            Refusal::UnknownKey => Self::new(P::KeyNotFound, "API key not found"),
+            Refusal::TooPowerful => Self::new(P::Forbidden, "A key can't have scopes that its maker doesn't have"),
+            Refusal::TooManyKeys { limit } => {
+                Self::new(P::TooManyKeys, format!("A tenant has at most {limit} keys that are not revoked"))
+            }
             Refusal::InactiveEndpoint => Self::new(P::EndpointInactive, "Endpoint is inactive"),
             Refusal::TypeNotAccepted(event_type) => {
                 Self::new(P::EventTypeNotAccepted, format!("Event type '{event_type}' not accepted by this endpoint"))

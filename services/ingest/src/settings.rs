@@ -129,7 +129,8 @@ fn note<T, E: std::fmt::Display>(faults: &mut Faults, name: &str, checked: Resul
 }
 
 /// A text of some characters without control characters (a NUL can't be stored).
-fn text_of(
+/// A text within limits of its length, without control characters.
+pub fn text_of(
     faults: &mut Faults,
     name: &str,
     value: &RawValue,

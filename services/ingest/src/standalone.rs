@@ -1,7 +1,7 @@
 //! Ingest as a program of its own: opens its links, serves the interface, ends in order.
 
 use relay_links::{Addresses, Links};
-use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::auth::OperatorKey;
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
 use relay_runtime::shutdown::Shutdown;
@@ -44,8 +44,7 @@ pub fn main_with(cli: Cli) -> anyhow::Result<()> {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
     shutdown.on_signals()?;
-    let key = ApiKey::from_env()?;
-    auth::check_listen(cli.config.listen, &key)?;
+    let key = OperatorKey::from_env()?;
     let measured = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
@@ -57,10 +56,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     };
     links.check_durability().await;
 
-    let body_bytes_max = cli.config.body_bytes_max();
+    let (listen, body_bytes_max) = (cli.config.listen, cli.config.body_bytes_max());
     let ingest = Ingest::start(cli.config, links.clone()).await?;
-    let routes = with_document(base().merge(ingest.router()));
-    let router = http::layers(auth::protect(routes, key), body_bytes_max);
+    // After the start, which may have read keys from the state file.
+    let guard = links.guard(listen, key)?;
+    let router = http::layers(with_document(base().merge(ingest.router()), guard), body_bytes_max);
 
     let health = Health::new(measured, soft);
     // Not the database: events are accepted while it is away.

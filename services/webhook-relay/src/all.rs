@@ -8,7 +8,7 @@ use dispatcher::Dispatcher;
 use dlq_manager::DlqManager;
 use ingest::Ingest;
 use relay_links::Links;
-use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::auth::Guard;
 use relay_runtime::http;
 use relay_runtime::shutdown::Shutdown;
 
@@ -22,15 +22,14 @@ pub struct Settings {
     pub deliverer: deliverer::Config,
     /// Of the dead-letter manager.
     pub dlq_manager: dlq_manager::Config,
-    /// The operator's key.
-    pub key: ApiKey,
+    /// Who may call.
+    pub guard: Guard,
 }
 
 /// Starts everything; when it returns, the interface is served at the address that it answers. The parts are groups of
 /// `shutdown`: [`Shutdown::finish`] ends them in order.
 pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shutdown) -> anyhow::Result<SocketAddr> {
-    let Settings { ingest, dispatcher, deliverer, dlq_manager, key } = settings;
-    auth::check_listen(ingest.listen, &key)?;
+    let Settings { ingest, dispatcher, deliverer, dlq_manager, guard } = settings;
     let listen = ingest.listen;
     let body_max = ingest.body_bytes_max();
     let listener = http::bind(listen).await?;
@@ -43,7 +42,7 @@ pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shut
     let dlq_manager = DlqManager::start(dlq_manager, links.clone(), pod.to_owned()).await?;
     let ingest = Ingest::start(ingest, links.clone()).await?;
     let routes = ingest::base().merge(ingest.router()).merge(dlq_manager.router());
-    let router = auth::protect(ingest::with_document(routes), key);
+    let router = ingest::with_document(routes, guard);
     // Probes need no key.
     let health = links.health(metrics.clone(), shutdown.soft());
     let router = http::layers(router.merge(health.router()), body_max);

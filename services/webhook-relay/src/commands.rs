@@ -1,6 +1,9 @@
 //! The commands, one file each.
 
+mod access;
+pub mod keys;
 pub mod migrate;
 pub mod private;
 pub mod servers;
+pub mod tenants;
 pub mod up;

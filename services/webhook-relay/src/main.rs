@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 ///   webhook-relay up                                   everything, with private servers below .relay/
 ///   webhook-relay up --database-url … --redis-url … --nats-url …
 ///   webhook-relay migrate --database-url postgres://…  brings the schema up to date
+///   webhook-relay keys create --name shop --scope events:write
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Cli {
@@ -29,6 +30,12 @@ enum Command {
     Servers(commands::servers::Args),
     /// Brings the database schema up to date
     Migrate(commands::migrate::Args),
+    /// Makes, lists and revokes API keys
+    #[command(subcommand)]
+    Keys(commands::keys::Command),
+    /// Makes and lists tenants
+    #[command(subcommand)]
+    Tenants(commands::tenants::Command),
     /// Runs the REST interface for events and endpoints alone
     Ingest(Box<ingest::Cli>),
     /// Runs a dispatcher alone: matching, fan-out, scheduling
@@ -45,6 +52,8 @@ fn main() -> ExitCode {
         Command::Up(args) => commands::up::run(*args),
         Command::Servers(args) => commands::servers::run(args),
         Command::Migrate(args) => commands::migrate::run(args),
+        Command::Keys(command) => commands::keys::run(command),
+        Command::Tenants(command) => commands::tenants::run(command),
         Command::Ingest(cli) => ingest::main_with(*cli),
         Command::Dispatcher(cli) => dispatcher::main_with(*cli),
         Command::Deliverer(cli) => deliverer::main_with(*cli),

@@ -55,6 +55,10 @@ uuid_id!(
     AttemptId
 );
 uuid_id!(
+    /// An API key (UUID version 7, made when it is created); names it in lists, says nothing of its secret.
+    KeyId
+);
+uuid_id!(
     /// A dead letter: the id of its delivery, or an id derived from the stream position of a message that
     /// never became an event.
     DeadLetterId

@@ -4,7 +4,7 @@
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
 //! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
-//! [`problem`] and [`page`] serve the REST interface.
+//! [`keys`], [`problem`] and [`page`] serve the REST interface.
 
 pub mod address;
 pub mod answer;
@@ -16,6 +16,7 @@ pub mod event;
 pub mod headers;
 pub mod ids;
 pub mod job;
+pub mod keys;
 pub mod lanes;
 pub mod matching;
 pub mod page;

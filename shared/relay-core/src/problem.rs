@@ -49,6 +49,10 @@ problems! {
     EndpointNotFound => "endpoint-not-found", 404, "Endpoint not found";
     /// No such event.
     EventNotFound => "event-not-found", 404, "Event not found";
+    /// No such API key.
+    KeyNotFound => "key-not-found", 404, "API key not found";
+    /// No such tenant.
+    TenantNotFound => "tenant-not-found", 404, "Tenant not found";
     /// No such dead letter.
     DeadLetterNotFound => "dead-letter-not-found", 404, "Dead letter not found";
     /// The route has other methods.
@@ -73,6 +77,8 @@ problems! {
     EventTypeNotAccepted => "event-type-not-accepted", 422, "Event type not accepted";
     /// Too many endpoints.
     TooManyEndpoints => "too-many-endpoints", 422, "Too many endpoints";
+    /// Too many API keys.
+    TooManyKeys => "too-many-keys", 422, "Too many API keys";
     /// Over a quota.
     TooManyRequests => "too-many-requests", 429, "Too many requests";
     /// Ours.

@@ -1,10 +1,16 @@
 //! The wiring of a process: opens the three adapters, keeps directory, circuits and clock up to date, and says how they
 //! are. Called by every main; the only library that knows all adapters and the runtime.
 
+mod keys;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use relay_bus::{Bus, BusOptions};
 use relay_circuit::Circuits;
 use relay_core::ids::TenantId;
 use relay_core::subject::HINT_DIRECTORY;
+use relay_runtime::auth::{AuthError, Guard, OperatorKey};
 use relay_runtime::clock::{Clock, FOLLOW_INTERVAL};
 use relay_runtime::flags::{DatabaseFlags, FlagError, NatsFlags, RedisFlags};
 use relay_runtime::health::Health;
@@ -14,6 +20,8 @@ use relay_runtime::shutdown::Group;
 use relay_store::{Directory, Store, StoreOptions};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
+
+pub use self::keys::Keys;
 
 /// Where the servers are; passwords inside.
 #[derive(Clone, Debug)]
@@ -41,8 +49,10 @@ impl Addresses {
 pub struct Links {
     /// Postgres.
     pub store: Store,
-    /// Tenants and endpoints in memory.
+    /// Tenants, endpoints and API keys in memory.
     pub directory: Directory,
+    /// Who may call.
+    pub keys: Keys,
     /// NATS.
     pub bus: Bus,
     /// Who may be sent to.
@@ -100,12 +110,22 @@ impl Links {
         if let Err(error) = directory.refresh_all().await {
             tracing::warn!(%error, "the directory can't be read yet; it is read as soon as it can");
         }
-        Ok(Some(Self { store, directory, bus, circuits, clock: Clock::system() }))
+        let keys = Keys::new(directory.clone(), store.clone());
+        Ok(Some(Self { store, directory, keys, bus, circuits, clock: Clock::system() }))
+    }
+
+    /// The guard of an interface at `listen`.
+    ///
+    /// # Errors
+    /// It would be open to other machines.
+    pub fn guard(&self, listen: SocketAddr, operator: OperatorKey) -> Result<Guard, AuthError> {
+        Guard::new(listen, operator, Arc::new(self.keys.clone()), self.clock.clone())
     }
 
     /// Keeps directory, circuits and clock up to date until the group stops: it belongs behind all groups that work.
     pub fn run_background(&self, group: &Group) {
         group.spawn("directory", self.directory.clone().run(group.stop()));
+        group.spawn("keys", self.keys.clone().run(group.stop()));
         group.spawn("circuits", self.circuits.clone().run(group.stop()));
         group.spawn("hints", listen(self.bus.clone(), self.directory.clone(), group.stop()));
         let store = self.store.clone();

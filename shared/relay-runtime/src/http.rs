@@ -14,7 +14,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePathLayer;
 
 pub use self::observe::RequestId;
-pub use self::serve::{BindError, bind, serve};
+pub use self::serve::{BindError, ClientAddress, bind, serve};
 use crate::problem::ProblemResponse;
 
 /// Puts the habits around all routes of `router`: `X-Request-ID` and `X-Response-Time-Ms` on every answer, one log

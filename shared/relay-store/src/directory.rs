@@ -1,8 +1,8 @@
 //! The directory in memory of every pod: it hears of changes by a hint and finds them by a poll. Called by
 //! ingest, dispatcher and deliverer; the dispatch statement's fence catches what it doesn't know yet.
 //!
-//! Invariant: a snapshot with version v of a tenant holds every endpoint change up to v: the version is read
-//! together with the list of what has changed, and the endpoints themselves after it.
+//! Invariant: a snapshot with version v of a tenant holds every change of an endpoint or an API key up to v: the
+//! version is read together with the list of what has changed, and the endpoints and keys themselves after it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::TenantId;
+use relay_core::keys::{ApiKey, KeyHash};
 use sqlx::types::Json;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
@@ -21,6 +22,7 @@ use tracing::{debug, warn};
 use crate::connect::Store;
 use crate::endpoints::EndpointRow;
 use crate::error::StoreError;
+use crate::keys::KeyRow;
 pub use crate::snapshot::DirectorySnapshot;
 use crate::snapshot::Loaded;
 use crate::state_file;
@@ -125,7 +127,8 @@ impl Directory {
         let known: Vec<i64> = tenants.iter().map(|(_, v)| *v).collect();
         let versions = sqlx::query!(
             r#"select t.id, t.directory_version, x.known as "known!",
-                array(select e.id from endpoints e where e.tenant = t.id and e.version > x.known) as "changed!"
+                array(select e.id from endpoints e where e.tenant = t.id and e.version > x.known) as "changed!",
+                array(select k.id from api_keys k where k.tenant = t.id and k.version > x.known) as "keys!"
             from unnest($1::text[], $2::bigint[]) as x (id, known) join tenants t on t.id = x.id"#,
             &names as _,
             &known
@@ -139,12 +142,16 @@ impl Directory {
                 endpoints.entry(endpoint.tenant.clone()).or_default().push(Arc::new(endpoint));
             }
         }
+        let keys: Vec<uuid::Uuid> = versions.iter().flat_map(|v| v.keys.iter().copied()).collect();
+        let mut keys = self.read_keys(&keys).await?;
         let loaded = versions
             .into_iter()
             .map(|v| {
                 let tenant = TenantId::trusted(&v.id);
                 let endpoints = endpoints.remove(&tenant).unwrap_or_default();
-                (tenant, Loaded { version: v.directory_version, is_whole: v.known < 0, is_partial: false, endpoints })
+                let keys = keys.remove(&tenant).unwrap_or_default();
+                let version = v.directory_version;
+                (tenant, Loaded { version, is_whole: v.known < 0, is_partial: false, endpoints, keys })
             })
             .collect();
         self.put(loaded);
@@ -175,6 +182,32 @@ impl Directory {
             }
         }
         Ok(endpoints)
+    }
+
+    async fn read_keys(&self, ids: &[uuid::Uuid]) -> Result<HashMap<TenantId, Vec<ApiKey>>, StoreError> {
+        let mut keys: HashMap<TenantId, Vec<ApiKey>> = HashMap::new();
+        if !ids.is_empty() {
+            let rows = sqlx::query_as!(
+                KeyRow,
+                "select id, tenant, hash, scopes, expires_at, revoked_at, version from api_keys where id = any($1)",
+                ids
+            );
+            for row in self.inner.store.queries.all(rows).await? {
+                let key = ApiKey::try_from(row)?;
+                keys.entry(key.tenant.clone()).or_default().push(key);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Asks Postgres for a key that the snapshot doesn't have: it may be some milliseconds old. What is found is known
+    /// to this pod from then on.
+    pub async fn look_up_key(&self, hash: &KeyHash) -> Result<Option<Arc<ApiKey>>, StoreError> {
+        let Some(key) = self.inner.store.key(hash).await? else { return Ok(None) };
+        let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = Arc::new(self.inner.snapshot.load().with_key(key));
+        self.inner.snapshot.store(Arc::clone(&next));
+        Ok(next.key(hash).cloned())
     }
 
     fn put(&self, loaded: Vec<(TenantId, Loaded)>) {

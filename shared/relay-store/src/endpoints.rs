@@ -168,24 +168,6 @@ impl TryFrom<EndpointRow> for Endpoint {
 }
 
 impl Store {
-    /// Makes sure that a tenant exists. True: it is new.
-    pub async fn create_tenant(&self, tenant: &TenantId) -> Result<bool, StoreError> {
-        let made = self
-            .queries
-            .execute(sqlx::query!("insert into tenants (id) values ($1) on conflict do nothing", tenant.as_str()))
-            .await?;
-        Ok(made > 0)
-    }
-
-    /// All tenants but the system's own.
-    pub async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
-        let ids = self
-            .queries
-            .all(sqlx::query_scalar!("select t.id from tenants t where t.id not like '\\_%' order by t.id"))
-            .await?;
-        Ok(ids.iter().map(|t| TenantId::trusted(t)).collect())
-    }
-
     /// How many active endpoints a tenant has.
     pub async fn count_active_endpoints(&self, tenant: &TenantId) -> Result<i64, StoreError> {
         self.queries

@@ -3,7 +3,7 @@
 //! To read in the order of an event's way: [`directory`] and [`snapshot`](DirectorySnapshot) (whom it is for),
 //! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
 //! again), [`replay`] and [`close`] (operators and leaders). `connect`, `run` and [`bisect`] carry all of them;
-//! [`events`], [`dead_letters`], [`endpoints`] and [`stats`] serve the interface; `partitions`, [`leader`] and
+//! [`events`], [`dead_letters`], [`endpoints`], [`keys`] and [`stats`] serve the interface; `partitions`, [`leader`] and
 //! `retention` the leaders.
 //!
 //! To add a query: write it with `sqlx::query!` (or a file in `src/sql` when it is long) in the file of its
@@ -24,6 +24,7 @@ pub mod dispatch;
 pub mod endpoints;
 mod error;
 pub mod events;
+pub mod keys;
 pub mod leader;
 mod letters;
 mod partitions;
@@ -48,6 +49,7 @@ pub use dispatch::{DispatchOutcome, Dispatched, VersionLock};
 pub use endpoints::{EndpointChange, NewEndpoint};
 pub use error::{ErrorKind, StoreError};
 pub use events::{AttemptView, DeliveryView, EventFilter, EventSummary, EventView};
+pub use keys::{KeyCreation, KeyView, KeyWish, NewKey, TenantView};
 pub use leader::Leader;
 pub use letters::RawLetter;
 pub use partitions::{DAYS_AHEAD, DAYS_AHEAD_MAX, DAYS_BACK_MAX};

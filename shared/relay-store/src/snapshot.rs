@@ -1,11 +1,12 @@
-//! The directory at one moment: tenants, their versions, their endpoints, and an index from event types to the
-//! endpoints that want them. Made by [`crate::directory`]; read by ingest, dispatcher and deliverer. Pure.
+//! The directory at one moment: tenants, their versions, their endpoints, an index from event types to the
+//! endpoints that want them, and the API keys. Made by [`crate::directory`]; read by ingest, dispatcher and deliverer. Pure.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::{EndpointId, TenantId};
+use relay_core::keys::{ApiKey, KeyHash};
 use relay_core::matching::is_exact;
 
 /// One tenant's endpoints.
@@ -49,6 +50,7 @@ impl TenantDirectory {
 pub struct DirectorySnapshot {
     tenants: HashMap<TenantId, Arc<TenantDirectory>>,
     endpoints: HashMap<EndpointId, Arc<Endpoint>>,
+    keys: HashMap<KeyHash, Arc<ApiKey>>,
 }
 
 /// What was read of one tenant.
@@ -58,6 +60,8 @@ pub(crate) struct Loaded {
     pub(crate) is_whole: bool,
     pub(crate) is_partial: bool,
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    /// Likewise.
+    pub(crate) keys: Vec<ApiKey>,
 }
 
 impl DirectorySnapshot {
@@ -95,6 +99,24 @@ impl DirectorySnapshot {
         self.tenants.iter().map(|(id, t)| (id, t.version))
     }
 
+    /// An API key, good or not.
+    pub fn key(&self, hash: &KeyHash) -> Option<&Arc<ApiKey>> {
+        self.keys.get(hash)
+    }
+
+    /// All API keys.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<ApiKey>> {
+        self.keys.values()
+    }
+
+    /// The snapshot with one key more. An older state of it changes nothing.
+    pub(crate) fn with_key(&self, key: ApiKey) -> Self {
+        let Self { tenants, endpoints, keys } = self;
+        let (tenants, endpoints, mut keys) = (tenants.clone(), endpoints.clone(), keys.clone());
+        put_key(&mut keys, key);
+        Self { tenants, endpoints, keys }
+    }
+
     /// Above which version a tenant's endpoints have to be loaded; -1: all of them.
     pub(crate) fn known(&self, tenant: &TenantId) -> i64 {
         self.tenants.get(tenant).filter(|t| !t.is_partial).map_or(-1, |t| t.version)
@@ -104,6 +126,7 @@ impl DirectorySnapshot {
     /// read whole (a database that was restored to an older state).
     pub(crate) fn with(&self, loaded: Vec<(TenantId, Loaded)>) -> Self {
         let (mut tenants, mut endpoints) = (self.tenants.clone(), self.endpoints.clone());
+        let mut keys = self.keys.clone();
         for (tenant, loaded) in loaded {
             let current = tenants.get(&tenant);
             if !loaded.is_whole && current.is_some_and(|c| c.version >= loaded.version) {
@@ -119,6 +142,12 @@ impl DirectorySnapshot {
                 }
                 None => HashMap::new(),
             };
+            if loaded.is_whole {
+                keys.retain(|_, key| key.tenant != tenant);
+            }
+            for key in loaded.keys {
+                put_key(&mut keys, key);
+            }
             for endpoint in loaded.endpoints {
                 endpoints.insert(endpoint.id, Arc::clone(&endpoint));
                 of_tenant.insert(endpoint.id, endpoint);
@@ -126,6 +155,12 @@ impl DirectorySnapshot {
             let directory = TenantDirectory::new(loaded.version, loaded.is_partial, of_tenant.into_values().collect());
             tenants.insert(tenant, Arc::new(directory));
         }
-        Self { tenants, endpoints }
+        Self { tenants, endpoints, keys }
+    }
+}
+
+fn put_key(keys: &mut HashMap<KeyHash, Arc<ApiKey>>, key: ApiKey) {
+    if keys.get(&key.hash).is_none_or(|known| known.version <= key.version) {
+        keys.insert(key.hash, Arc::new(key));
     }
 }

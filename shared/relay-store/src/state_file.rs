@@ -1,4 +1,5 @@
-//! The directory as a file: what an ingest needs to accept events while Postgres is away. No secrets in it.
+//! The directory as a file: what an ingest needs to accept events while Postgres is away. No secrets in it: no signing
+//! secrets, and of API keys only their hashes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use relay_core::breaker::CircuitRule;
 use relay_core::endpoint::{Endpoint, RetrySettings, Secrets};
-use relay_core::ids::{EndpointId, TenantId};
+use relay_core::ids::{EndpointId, KeyId, TenantId};
+use relay_core::keys::{ApiKey, KeyHash, Scope, Scopes};
 use relay_core::matching::TypeFilter;
 use relay_core::signature::SigningSecret;
 use serde::{Deserialize, Serialize};
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::snapshot::{DirectorySnapshot, Loaded};
 
 /// Changed when the file's form changes; another one is not read.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct File {
@@ -29,6 +31,42 @@ struct File {
 struct Tenant {
     version: i64,
     endpoints: Vec<Entry>,
+    keys: Vec<KeyEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeyEntry {
+    id: KeyId,
+    hash: [u8; 32],
+    scopes: Vec<String>,
+    expires_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+    version: i64,
+}
+
+impl KeyEntry {
+    fn of(key: &ApiKey) -> Self {
+        Self {
+            id: key.id,
+            hash: key.hash.0,
+            scopes: key.scopes.named().map(Scope::as_str).map(str::to_owned).collect(),
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at,
+            version: key.version,
+        }
+    }
+
+    fn key(self, tenant: &TenantId) -> ApiKey {
+        ApiKey {
+            id: self.id,
+            tenant: tenant.clone(),
+            hash: KeyHash(self.hash),
+            scopes: Scopes::known(self.scopes.iter().map(String::as_str)),
+            expires_at: self.expires_at,
+            revoked_at: self.revoked_at,
+            version: self.version,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,7 +124,8 @@ pub(crate) async fn write(path: &Path, snapshot: &DirectorySnapshot) -> io::Resu
         .tenants()
         .map(|(tenant, version)| {
             let endpoints = snapshot.endpoints_of(tenant).iter().map(|e| Entry::of(e)).collect();
-            (tenant.as_str().to_owned(), Tenant { version, endpoints })
+            let keys = snapshot.keys().filter(|key| key.tenant == *tenant).map(|key| KeyEntry::of(key)).collect();
+            (tenant.as_str().to_owned(), Tenant { version, endpoints, keys })
         })
         .collect();
     let text = serde_json::to_vec(&File { form: FORM, tenants })?;
@@ -105,7 +144,8 @@ pub(crate) async fn read(path: &Path) -> io::Result<Vec<(TenantId, Loaded)>> {
     let loaded = file.tenants.into_iter().map(|(tenant, of_tenant)| {
         let tenant = TenantId::trusted(&tenant);
         let endpoints = of_tenant.endpoints.into_iter().map(|e| Arc::new(e.endpoint(&tenant))).collect();
-        let loaded = Loaded { version: of_tenant.version, is_whole: true, is_partial: true, endpoints };
+        let keys = of_tenant.keys.into_iter().map(|key| key.key(&tenant)).collect();
+        let loaded = Loaded { version: of_tenant.version, is_whole: true, is_partial: true, endpoints, keys };
         (tenant, loaded)
     });
     Ok(loaded.collect())

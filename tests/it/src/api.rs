@@ -46,6 +46,7 @@ impl Answer {
 pub struct Api {
     client: reqwest::Client,
     base: String,
+    key: Option<String>,
 }
 
 impl Api {
@@ -57,7 +58,12 @@ impl Api {
             .timeout(Duration::from_secs(30))
             .build()
             .expect("a client can be built");
-        Self { client, base: base.to_owned() }
+        Self { client, base: base.to_owned(), key: None }
+    }
+
+    /// The same listener, with an API key in every request.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
     /// The address of a path of it.
@@ -77,6 +83,9 @@ impl Api {
         let mut request = self.client.request(method, format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
         }
         if let Some(body) = body {
             request = request.body(body);

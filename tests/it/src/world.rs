@@ -39,21 +39,28 @@ impl Drop for Dir {
 impl World {
     /// Everything in one process, as `webhook-relay up` starts it.
     pub async fn start() -> anyhow::Result<Self> {
-        Self::with("up", &[]).await
+        Self::with("up", &[], None).await
+    }
+
+    /// Everything in one process, closed by an operator's key, which [`World::api`] sends. It can't be revoked.
+    pub async fn closed(key: &str) -> anyhow::Result<Self> {
+        let mut world = Self::with("up", &[], Some(key)).await?;
+        world.api = world.api.with_key(key);
+        Ok(world)
     }
 
     /// Everything in one process, with further flags.
     pub async fn start_with(args: &[&str]) -> anyhow::Result<Self> {
-        Self::with("up", args).await
+        Self::with("up", args, None).await
     }
 
     /// Private servers only: `webhook-relay servers`. `service` starts services; [`World::api`] points nowhere until
     /// [`World::use_api`].
     pub async fn servers() -> anyhow::Result<Self> {
-        Self::with("servers", &[]).await
+        Self::with("servers", &[], None).await
     }
 
-    async fn with(command: &str, more: &[&str]) -> anyhow::Result<Self> {
+    async fn with(command: &str, more: &[&str], key: Option<&str>) -> anyhow::Result<Self> {
         let sink = Sink::start().await?;
         let dir = std::env::temp_dir().join(format!("relay-it-{}-{}", std::process::id(), free_port()));
         std::fs::create_dir_all(&dir)?;
@@ -77,7 +84,8 @@ impl World {
             args.extend(["--listen".to_owned(), listen.clone()]);
         }
         args.extend(more.iter().map(|a| (*a).to_owned()));
-        let mut up = Process::start(&dir, command, &binary("webhook-relay")?, &args, &[])?;
+        let key: Vec<_> = key.map(|key| ("RELAY_API_KEY".to_owned(), key.to_owned())).into_iter().collect();
+        let mut up = Process::start(&dir, command, &binary("webhook-relay")?, &args, &key)?;
         let base = format!("http://{listen}");
         let links = dir.join("data").join("servers.env");
         if command == "up" {
@@ -138,6 +146,22 @@ impl World {
         self.links.retain(|l| !l.starts_with(&format!("{name}=")));
         self.links.push(format!("{name}={url}"));
         Ok(proxy)
+    }
+
+    /// What `webhook-relay` prints for these arguments, with the database of this system.
+    pub fn command(&self, args: &[&str]) -> anyhow::Result<String> {
+        let mut command = std::process::Command::new(binary("webhook-relay")?);
+        command.args(args).arg("--data-dir").arg(self.dir.0.join("data")).env_remove("DATABASE_URL");
+        let output = command.output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{args:?}: {error}");
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// A new API key of a tenant.
+    pub fn key(&self, tenant: &str, scope: &str, more: &[&str]) -> anyhow::Result<String> {
+        let args = ["keys", "create", "--name", "test", "--tenant", tenant, "--scope", scope];
+        self.command(&[&args, more].concat())
     }
 
     /// Lets [`World::api`] speak to another listener.

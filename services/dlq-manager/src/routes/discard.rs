@@ -9,7 +9,7 @@ use relay_runtime::extract::PathId;
 use relay_runtime::openapi::{CommonProblems, ProblemBody};
 use relay_runtime::problem::ProblemResponse;
 
-use crate::api::{Api, scope};
+use crate::api::Api;
 use crate::refusal;
 
 /// Discard a dead letter
@@ -30,7 +30,7 @@ pub async fn discard(
     caller: Caller,
     PathId(id): PathId<DeadLetterId>,
 ) -> Result<StatusCode, ProblemResponse> {
-    if !api.links.store.discard(scope(&caller), id).await.map_err(refusal::ledger)? {
+    if !api.links.store.discard(caller.only_tenant(), id).await.map_err(refusal::ledger)? {
         return Err(refusal::unknown_letter());
     }
     api.counters.discarded.increment(1);

@@ -9,7 +9,7 @@ use relay_runtime::openapi::{CommonProblems, ProblemBody};
 use relay_runtime::problem::ProblemResponse;
 use relay_store::{DeadLetter, LetterState};
 
-use crate::api::{Api, scope};
+use crate::api::Api;
 use crate::letter::LetterShape;
 use crate::refusal;
 
@@ -36,6 +36,6 @@ pub async fn get(
 
 /// The letter, unless it is discarded.
 pub async fn find(api: &Api, caller: &Caller, id: DeadLetterId) -> Result<DeadLetter, ProblemResponse> {
-    let letter = api.links.store.dead_letter(scope(caller), id).await.map_err(refusal::ledger)?;
+    let letter = api.links.store.dead_letter(caller.only_tenant(), id).await.map_err(refusal::ledger)?;
     letter.filter(|letter| letter.state != LetterState::Discarded).ok_or_else(refusal::unknown_letter)
 }

@@ -13,7 +13,7 @@ use relay_store::{LetterFilter, LetterState};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use crate::api::{Api, scope};
+use crate::api::Api;
 use crate::letter::LetterShape;
 use crate::refusal;
 
@@ -51,7 +51,7 @@ pub async fn list(
 ) -> Result<Json<Page<LetterShape>>, ProblemResponse> {
     let (filter, listing) = (filter(&query)?, query.listing()?);
     let listed =
-        api.links.store.dead_letters(scope(&caller), &filter, &listing.into()).await.map_err(refusal::ledger)?;
+        api.links.store.dead_letters(caller.only_tenant(), &filter, &listing.into()).await.map_err(refusal::ledger)?;
     let items = listed.items.into_iter().map(LetterShape::from).collect();
     Ok(Json(Page::new(listing, items, listed.total, listed.next)))
 }

@@ -9,7 +9,7 @@ use relay_runtime::extract::{PathId, QueryParams};
 use relay_runtime::openapi::{CommonProblems, ProblemBody};
 use relay_runtime::problem::ProblemResponse;
 
-use crate::api::{Api, scope};
+use crate::api::Api;
 use crate::refusal;
 use crate::replay::{ReplayShape, settle, wake};
 use crate::routes::get::find;
@@ -42,7 +42,7 @@ pub async fn replay(
     let force = query.boolean("force")?.unwrap_or(false);
     // A discarded letter is gone for its users, though the ledger could still replay it.
     find(&api, &caller, id).await?;
-    let outcome = api.links.store.replay_one(scope(&caller), id, force).await.map_err(refusal::ledger)?;
+    let outcome = api.links.store.replay_one(caller.only_tenant(), id, force).await.map_err(refusal::ledger)?;
     let replayed = settle(&api.links, id, outcome).await?;
     if let Some(endpoint) = replayed.endpoint {
         api.links.circuits.half_open(endpoint).await;

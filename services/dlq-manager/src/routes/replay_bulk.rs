@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::{Api, scope};
+use crate::api::Api;
 use crate::refusal;
 use crate::replay::{ReplayShape, settle, wake};
 
@@ -78,7 +78,8 @@ pub async fn replay_bulk(
     let mut answer = BulkReplayed { replayed: 0, errors: 0, results: Vec::new(), remaining: false };
     let mut after: Option<Cursor> = None;
     loop {
-        let page = api.links.store.replay_many(scope(&caller), &filter, wanted.force, after, STATEMENT_LETTERS).await;
+        let page =
+            api.links.store.replay_many(caller.only_tenant(), &filter, wanted.force, after, STATEMENT_LETTERS).await;
         let (outcomes, next) = match page {
             Ok(page) => page,
             // What is done is done and must be told; the rest is left.

@@ -4,7 +4,9 @@ mod body;
 pub mod endpoints;
 pub mod events;
 mod health;
+pub mod keys;
 mod stats;
+pub mod tenants;
 mod verify;
 
 use axum::extract::DefaultBodyLimit;
@@ -32,6 +34,9 @@ pub fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(endpoints::stats::stats))
         .routes(routes!(endpoints::rotate_secret::rotate_secret))
         .routes(routes!(endpoints::end_overlap::end_overlap))
+        .routes(routes!(keys::create::create, keys::list::list))
+        .routes(routes!(keys::revoke::revoke))
+        .routes(routes!(tenants::create::create, tenants::list::list))
         .routes(routes!(stats::stats))
         .routes(routes!(health::health))
         .routes(routes!(verify::verify))

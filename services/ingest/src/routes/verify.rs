@@ -37,6 +37,7 @@ pub struct Verdict {
     operation_id = "verify_signature",
     params(("X-Webhook-Signature" = Option<String>, Header), ("X-Webhook-Secret" = Option<String>, Header)),
     request_body(content = Option<String>, content_type = "application/octet-stream", description = "The body as it was received"),
+    security(("api_key" = ["read"])),
     responses((status = 200, description = "The verdict", body = Verdict), CommonProblems)
 )]
 pub async fn verify(

@@ -11,6 +11,8 @@ use relay_links::Addresses;
 use relay_servers::{ServerKind, Servers, ServersConfig, Signal};
 use secrecy::ExposeSecret;
 
+/// The file with the addresses of the servers, in the data directory.
+pub const ADDRESSES: &str = "servers.env";
 /// How often the servers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// nats-server is started again when it has been ill for this long: since 2.14 a stream freezes on a disk error until then.
@@ -53,9 +55,14 @@ impl PrivateFlags {
         Ok(servers)
     }
 
+    /// Whether servers were ever started here.
+    pub fn was_used(&self) -> bool {
+        self.data_dir.join(ADDRESSES).exists()
+    }
+
     /// Writes the addresses where other processes of the same user find them.
     pub fn write_addresses(&self, addresses: &Addresses) -> anyhow::Result<PathBuf> {
-        let path = self.data_dir.join("servers.env");
+        let path = self.data_dir.join(ADDRESSES);
         let text = format!(
             "DATABASE_URL={}\nREDIS_URL={}\nNATS_URL={}\n",
             addresses.database_url.expose_secret(),

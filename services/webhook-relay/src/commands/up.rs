@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use relay_links::{Addresses, Links};
-use relay_runtime::auth::{self, ApiKey};
+use relay_runtime::auth::{self, AuthError, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, LogFlags, NatsFlags, RedisFlags};
 use relay_runtime::shutdown::Shutdown;
 use relay_servers::{ServerKind, Servers};
@@ -58,8 +58,7 @@ const GRACE: Duration = Duration::from_secs(45);
 pub fn run(mut args: Args) -> anyhow::Result<()> {
     args.log.init()?;
     // What can be refused is refused before anything is started.
-    let key = ApiKey::from_env()?;
-    auth::check_listen(args.ingest.listen, &key)?;
+    let key = OperatorKey::from_env()?;
     let loopback: IpNet = "127.0.0.0/8".parse().context("a constant")?;
     if !args.ingest.allow_networks.contains(&loopback) {
         args.ingest.allow_networks.push(loopback);
@@ -68,6 +67,10 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let given =
         Given { database: args.database.optional()?, redis: args.redis.optional()?, nats: args.nats.optional()? };
     let kinds = given.missing();
+    // A database that is still to be made has no keys.
+    if !auth::is_loopback(args.ingest.listen) && !key.is_set() && given.database.is_none() && !args.private.was_used() {
+        return Err(AuthError::Open(args.ingest.listen).into());
+    }
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let shutdown = Shutdown::new(GRACE);
@@ -140,7 +143,7 @@ pub fn addresses(servers: &Servers) -> anyhow::Result<Addresses> {
 
 async fn serve(
     args: Args,
-    key: ApiKey,
+    key: OperatorKey,
     addresses: Addresses,
     nats_port: Option<u16>,
     shutdown: Shutdown,
@@ -157,13 +160,14 @@ async fn serve(
     let Some(links) = Links::connect(&addresses, "webhook-relay", &pod, &shutdown.soft()).await? else { return Ok(()) };
 
     let state_dir = args.ingest.state_dir.clone().or_else(|| Some(args.private.data_dir.join("state")));
-    let open = key.is_open();
+    let guard = links.guard(args.ingest.listen, key)?;
+    let open = guard.is_open();
     let settings = Settings {
         dispatcher: dispatcher::Config { payload_bytes_max: args.ingest.payload_bytes_max, ..args.dispatcher },
         deliverer: deliverer::Config { allow_networks: args.ingest.allow_networks.clone(), ..args.deliverer },
         dlq_manager: dlq_manager::Config { listen: args.ingest.listen, retention: args.retention },
         ingest: ingest::Config { state_dir, ..args.ingest },
-        key,
+        guard,
     };
     let address = all::start(settings, &links, &pod, &shutdown).await?;
     let soft = shutdown.soft();

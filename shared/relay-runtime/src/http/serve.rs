@@ -1,7 +1,7 @@
 //! The server under a router: HTTP/1.1 over TCP, with bounds on what a client can hold.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,11 @@ const HEADER_READ_MAX: Duration = Duration::from_secs(60);
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The address that a request's connection comes from, in the request's extensions. Behind a proxy it is the proxy's:
+/// what a header says about it could be anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress(pub IpAddr);
 
 /// Why nothing listens.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +64,11 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let (router, stop, cut) = (router.clone(), stop.clone(), cut.clone());
                 connections.spawn(async move {
                     tokio::select! {
-                        () = converse(stream, router, stop) => {}
+                        () = converse(stream, ClientAddress(peer.ip()), router, stop) => {}
                         () = cut.cancelled() => {}
                     }
                     drop(permit);
@@ -85,13 +90,14 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 }
 
 /// One connection, from the first request to the last.
-async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn converse(stream: TcpStream, client: ClientAddress, router: Router, stop: CancellationToken) {
     // Small answers go out at once instead of waiting for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let router = router.clone();
+        request.extensions_mut().insert(client);
         async move { router.oneshot(request.map(Body::new)).await as Result<_, Infallible> }
     });
     let connection = hyper::server::conn::http1::Builder::new()

@@ -4,6 +4,7 @@ mod claiming;
 mod connections;
 mod directory;
 mod dispatching;
+mod keys;
 mod plans;
 mod recording;
 mod replaying;

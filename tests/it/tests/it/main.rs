@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds something else than it asks for fails")]
 
+mod access;
 mod circuit;
 mod contract;
 mod dead_letters;

@@ -69,8 +69,11 @@ async fn an_open_door_is_only_on_loopback() -> anyhow::Result<()> {
     std::fs::create_dir_all(&dir)?;
     let (data, binary) = (dir.join("data"), binary("webhook-relay")?);
     let port = free_port();
-    let open =
-        Command::new(&binary).args(args(&data, &format!("0.0.0.0:{port}"))).env_remove("RELAY_API_KEY").output()?;
+    let open = Command::new(&binary)
+        .args(args(&data, &format!("0.0.0.0:{port}")))
+        .env_remove("RELAY_API_KEY")
+        .env_remove("DATABASE_URL")
+        .output()?;
     assert!(!open.status.success());
     assert!(
         String::from_utf8_lossy(&open.stderr).contains("RELAY_API_KEY"),
@@ -91,6 +94,15 @@ async fn an_open_door_is_only_on_loopback() -> anyhow::Result<()> {
         .await?
         .expect_problem(401, "unauthorized");
     api.request("GET", "/api/v1/stats", &[("authorization", "Bearer a-long-operator-key")], None).await?.expect(200);
+    // A stored key does as well: the next start needs none in its environment.
+    let made = json!({"name": "later", "scopes": ["read"]});
+    let headers = [("authorization", "Bearer a-long-operator-key"), ("content-type", "application/json")];
+    let stored = api.request("POST", "/api/v1/keys", &headers, Some(made.to_string())).await?.expect(201).text("key");
+    assert!(up.terminate().await?, "{}", up.output());
+    let mut up = Process::start(&dir, "again", &binary, &args(&data, &format!("0.0.0.0:{port}")), &[])?;
+    up.wait_ready(&format!("http://127.0.0.1:{port}/health/ready")).await?;
+    api.get("/stats").await?.expect_problem(401, "unauthorized");
+    api.with_key(&stored).get("/stats").await?.expect(200);
     drop(up);
     std::fs::remove_dir_all(&dir)?;
     Ok(())

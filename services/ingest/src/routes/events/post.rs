@@ -66,6 +66,7 @@ impl<S: Sync> FromRequestParts<S> for Head {
     params(("Idempotency-Key" = Option<String>, Header, description = "Instead of the field `idempotency_key`"),
         ("traceparent" = Option<String>, Header, description = "W3C trace context, sent on to the endpoints")),
     request_body = EventRequest,
+    security(("api_key" = ["events:write"])),
     responses(
         (status = 202, description = "On disk; deliveries follow", body = EventShape),
         (status = 404, description = "There is no such endpoint", body = ProblemBody, content_type = "application/problem+json"),

@@ -1,0 +1,106 @@
+//! What the commands about keys and tenants share: the way to the database, and tables.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use relay_runtime::flags::DatabaseFlags;
+use relay_store::{Listed, Store, StoreError, StoreOptions, Window};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+
+use super::private::ADDRESSES;
+
+/// Rows that are asked for at once.
+const STEP: i64 = 500;
+
+/// Where the database is, and how the answer looks.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessFlags {
+    #[command(flatten)]
+    database: DatabaseFlags,
+    /// Data directory of the `webhook-relay up` (or `servers`) whose database is meant, unless --database-url says
+    #[arg(long, env = "RELAY_DATA_DIR", default_value = ".relay")]
+    pub data_dir: PathBuf,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl AccessFlags {
+    /// Does `work` with the database. Blocks.
+    pub fn with_store<T>(&self, work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let url = self.url()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let connect = Store::connect(url.expose_secret(), StoreOptions::new("webhook-relay keys"));
+            let store = connect.await.context("the database does not answer (is `webhook-relay up` running?)")?;
+            if store.pending_migrations().await? > 0 {
+                bail!("the database schema is not up to date: run `webhook-relay migrate` first");
+            }
+            let done = work(&store).await;
+            store.close().await;
+            done
+        })
+    }
+
+    fn url(&self) -> anyhow::Result<SecretString> {
+        if let Some(url) = self.database.optional()? {
+            return Ok(url);
+        }
+        let file = self.data_dir.join(ADDRESSES);
+        let text = std::fs::read_to_string(&file).with_context(|| {
+            format!(
+                "no database: {} is not there (made by `webhook-relay up`); give --data-dir or --database-url",
+                file.display()
+            )
+        })?;
+        let url = text.lines().find_map(|line| line.strip_prefix("DATABASE_URL="));
+        Ok(url.with_context(|| format!("{} has no DATABASE_URL", file.display()))?.into())
+    }
+
+    /// Prints `value` where --json asks for it; false: it doesn't.
+    pub fn print_json(&self, value: &impl Serialize) -> anyhow::Result<bool> {
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(value)?);
+        }
+        Ok(self.json)
+    }
+}
+
+/// All items of a list.
+pub async fn all<T>(part: impl AsyncFn(Window) -> Result<Listed<T>, StoreError>) -> Result<Vec<T>, StoreError> {
+    let mut items = Vec::new();
+    let mut after = None;
+    loop {
+        let listed = part(Window::after(after, STEP)).await?;
+        items.extend(listed.items);
+        after = listed.next;
+        if after.is_none() {
+            return Ok(items);
+        }
+    }
+}
+
+/// A table with a line of titles, columns as wide as they need to be.
+pub fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> String {
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0).max(titles[i].len());
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |cells: [&str; N]| {
+        let padded: Vec<_> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        padded.join("  ").trim_end().to_owned() + "\n"
+    };
+    let body = rows.iter().map(|row| line(std::array::from_fn(|i| row[i].as_str())));
+    std::iter::once(line(titles)).chain(body).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [["a".to_owned(), "b".to_owned()], ["longer".to_owned(), "é".to_owned()]];
+        assert_eq!(table(["ID", "NAME"], &rows), "ID      NAME\na       b\nlonger  é\n");
+        assert_eq!(table(["ID"], &[]), "ID\n");
+    }
+}
