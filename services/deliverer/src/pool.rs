@@ -11,6 +11,7 @@ use std::time::Duration;
 use relay_core::delivery::{DeliveryResult, HandBack, Outcome};
 use relay_core::ids::EndpointId;
 use relay_core::lanes::{Completion, LaneLimits, Lanes};
+use relay_core::mutation::{self, Safety};
 use tokio::time::Instant;
 
 use crate::bundles::Bundles;
@@ -73,6 +74,9 @@ impl<A: Clone> Pool<A> {
     /// A message has come.
     pub fn arrived(&mut self, message: Arrived<A>, now: Instant, out: &mut Effects<A>) {
         let Arrived { ack, lane, delivered, marked, kibibytes, jobs } = message;
+        if mutation::is_broken(Safety::JobsAckedLate) {
+            out.acks.push(ack.clone());
+        }
         let bundle = self.bundles.open(ack, lane, kibibytes, jobs.len(), now);
         let now_ms = self.millis(now);
         for job in jobs {

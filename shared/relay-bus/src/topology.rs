@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use relay_core::mutation::{self, Safety};
 use relay_core::subject::{
     DISPATCHER_CONSUMER, DLQ_STREAM, DLQ_SUBJECTS, EVENTS_IMPORT_STREAM, EVENTS_IMPORT_SUBJECT, EVENTS_STREAM,
     EVENTS_SUBJECTS, JOBS_STREAM, JOBS_SUBJECTS, Lane, bundles,
@@ -64,7 +65,7 @@ impl Topology {
                 EVENTS_STREAM,
                 &[EVENTS_SUBJECTS.to_owned(), bundles(0)],
                 self.events_bytes_max,
-                "new",
+                if mutation::is_broken(Safety::RefuseWhenFull) { "old" } else { "new" },
                 // Only a stream with a source may have no de-duplication at all. It works stream-wide, so it
                 // would drop one tenant's accepted event because another used the same message id.
                 json!({

@@ -19,6 +19,7 @@ pub mod job;
 pub mod keys;
 pub mod lanes;
 pub mod matching;
+pub mod mutation;
 pub mod page;
 pub mod problem;
 pub mod protocol;

@@ -3,6 +3,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+#[cfg(debug_assertions)]
+use relay_core::mutation::{self, Safety};
 pub use secrecy::{ExposeSecret, SecretString};
 
 use crate::telemetry::{self, LogFormat, TelemetryError};
@@ -130,12 +132,23 @@ pub struct LogFlags {
     /// Log errors only
     #[arg(long, short)]
     pub quiet: bool,
+    /// Breaks one safety on purpose, for tests of the ledger test
+    #[cfg(debug_assertions)]
+    #[arg(long, env = "RELAY_BREAK", hide = true, value_name = "SAFETY")]
+    pub break_safety: Option<Safety>,
 }
 
 impl LogFlags {
     /// Begins logging as asked.
     pub fn init(&self) -> Result<(), TelemetryError> {
-        telemetry::init(self.log_format, if self.quiet { "error" } else { &self.log_level })
+        telemetry::init(self.log_format, if self.quiet { "error" } else { &self.log_level })?;
+        #[cfg(debug_assertions)]
+        if let Some(safety) = self.break_safety
+            && mutation::break_on_purpose(safety)
+        {
+            tracing::error!(%safety, "this process breaks a safety on purpose: it loses or repeats events");
+        }
+        Ok(())
     }
 }
 

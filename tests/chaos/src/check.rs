@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use crate::faults::{Cost, DELIVERERS, Done};
+use crate::faults::{Cost, DELIVERERS, Done, Fault};
 use crate::ledger::Accepted;
 use crate::plan::{self, Hook};
 use crate::receivers::Receipt;
@@ -13,6 +13,8 @@ use crate::receivers::Receipt;
 const BATCH: u64 = 64;
 /// What was answered so long before a fault may have been unrecorded.
 const BEFORE: Duration = Duration::from_secs(1);
+/// A kill is carried out within so long.
+const KILLING: Duration = Duration::from_secs(1);
 /// So long after its end a fault still has its effects: reconnecting.
 const AFTER: Duration = Duration::from_secs(2);
 
@@ -43,6 +45,8 @@ pub struct Verdict {
     pub delivered: u64,
     /// Those that were refused for good and are dead letters.
     pub dead_lettered: u64,
+    /// From acceptance to the first 2xx at endpoints that always take what comes, sorted.
+    pub healthy: Vec<Duration>,
     /// Owed, and neither.
     pub lost: Vec<String>,
     /// Receipts answered 2xx beyond the first of their event and endpoint.
@@ -95,10 +99,15 @@ pub fn judge(evidence: &Evidence) -> Verdict {
         }
         let id = event.id.as_deref().or(known);
         owed(&mut verdict, evidence, event.number, id, &of_pair);
+        for hook in plan::hooks(event.number).filter(|hook| matches!(hook, Hook::Plain | Hook::First | Hook::Slow)) {
+            let receipts = of_pair.get(&(event.number, hook)).into_iter().flatten();
+            verdict.healthy.extend(receipts.filter_map(|r| r.taken()).min().map(|at| at.saturating_sub(event.at)));
+        }
     }
     for ((number, hook), receipts) in &of_pair {
         duplicates(&mut verdict, evidence, *number, *hook, receipts);
     }
+    verdict.healthy.sort();
     for list in [&mut verdict.lost, &mut verdict.unexplained, &mut verdict.unexpected, &mut verdict.mismatches] {
         list.sort();
     }
@@ -161,7 +170,12 @@ fn allowed(faults: &[Done]) -> u64 {
 
 /// Was a request that came and was answered then in flight at a kill, or waiting for its record in an outage with one?
 fn is_explained(faults: &[Done], came: Duration, answered: Duration) -> bool {
-    let covers = |done: &Done| answered + BEFORE >= done.from && came <= done.to + AFTER;
+    let covers = |done: &Done| {
+        // A killed process sends nothing more; servers and stopped processes have their effects until they are back.
+        let end =
+            if matches!(done.fault, Fault::Kill(_) | Fault::KillAll) { done.from + KILLING } else { done.to + AFTER };
+        answered + BEFORE >= done.from && came <= end
+    };
     let kills: HashSet<usize> =
         faults.iter().enumerate().filter(|(_, f)| matches!(f.cost, Cost::Kill(_))).map(|(i, _)| i).collect();
     let meets = |outage: &Done| {

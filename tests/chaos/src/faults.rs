@@ -56,6 +56,8 @@ pub enum Fault {
     Flush,
     /// The stream JOBS deleted.
     DeleteJobs,
+    /// The dispatchers stand still, and the stream EVENTS takes no more bytes.
+    Full,
     /// No connection to a server for a while.
     Away(ServerKind),
     /// A slow network to a server.
@@ -86,7 +88,7 @@ impl Fault {
         let servers = ServerKind::ALL;
         let mut all: Vec<Self> = Role::ALL.into_iter().flat_map(|r| [Self::Kill(r), Self::Stop(r)]).collect();
         all.extend([Self::KillAll, Self::Restart, Self::CrashAll, Self::Immediate, Self::Terminate]);
-        all.extend([Self::Flush, Self::DeleteJobs]);
+        all.extend([Self::Flush, Self::DeleteJobs, Self::Full]);
         all.extend(
             servers
                 .into_iter()
@@ -160,6 +162,7 @@ impl fmt::Display for Fault {
             Self::Terminate => write!(f, "postgres-terminate"),
             Self::Flush => write!(f, "redis-flush"),
             Self::DeleteJobs => write!(f, "jobs-delete"),
+            Self::Full => write!(f, "events-full"),
             Self::Away(kind) => write!(f, "{}-away", server(*kind)),
             Self::Slow(kind) => write!(f, "{}-slow", server(*kind)),
             Self::Reset(kind) => write!(f, "{}-reset", server(*kind)),

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -15,6 +16,8 @@ pub struct Accepted {
     pub number: u64,
     /// Its id, where the producer was told.
     pub id: Option<String>,
+    /// When its producer was told, counted from the start of the run; kept in whole milliseconds.
+    pub at: Duration,
 }
 
 /// The open book. Its clones write the same file.
@@ -49,7 +52,7 @@ impl Ledger {
 
     /// Writes down an event that was accepted.
     pub fn accepted(&self, event: &Accepted) -> anyhow::Result<()> {
-        let line = format!("{} {}\n", event.number, event.id.as_deref().unwrap_or("-"));
+        let line = format!("{} {} {}\n", event.number, event.id.as_deref().unwrap_or("-"), event.at.as_millis());
         self.sent.fetch_add(1, Ordering::SeqCst);
         self.lines.send(line).context("the ledger's thread has ended")
     }
@@ -61,10 +64,10 @@ impl Ledger {
 
     /// Reads the book back from disk, when all of it is there.
     pub async fn read(&self) -> anyhow::Result<Vec<Accepted>> {
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         while self.written.load(Ordering::SeqCst) < self.count() {
             anyhow::ensure!(tokio::time::Instant::now() < deadline, "the ledger is not on disk");
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let text = std::fs::read_to_string(&self.path).with_context(|| format!("reading {}", self.path.display()))?;
         text.lines().map(parse).collect()
@@ -72,8 +75,10 @@ impl Ledger {
 }
 
 fn parse(line: &str) -> anyhow::Result<Accepted> {
-    let (number, id) = line.split_once(' ').with_context(|| format!("not a line of the ledger: {line}"))?;
-    Ok(Accepted { number: number.parse()?, id: Some(id.to_owned()).filter(|id| id != "-") })
+    let words: Vec<&str> = line.split(' ').collect();
+    let [number, id, at] = words[..] else { anyhow::bail!("not a line of the ledger: {line}") };
+    let id = Some(id.to_owned()).filter(|id| id != "-");
+    Ok(Accepted { number: number.parse()?, id, at: Duration::from_millis(at.parse()?) })
 }
 
 #[cfg(test)]
@@ -84,7 +89,8 @@ mod tests {
     async fn what_is_written_is_read_back() -> anyhow::Result<()> {
         let path = std::env::temp_dir().join(format!("relay-chaos-ledger-{}", std::process::id()));
         let ledger = Ledger::create(&path)?;
-        let events = [Accepted { number: 7, id: Some("a-b".to_owned()) }, Accepted { number: 8, id: None }];
+        let events = [(7, Some("a-b".to_owned()), 5), (8, None, 6)];
+        let events = events.map(|(number, id, at)| Accepted { number, id, at: Duration::from_millis(at) });
         for event in &events {
             ledger.accepted(event)?;
         }

@@ -66,6 +66,15 @@ struct Args {
     /// How long everything may take to come to rest after the last fault, in seconds
     #[arg(long, default_value_t = 120)]
     quiesce_seconds: u64,
+    /// Seconds at the start without faults
+    #[arg(long, default_value_t = 0)]
+    calm_seconds: u64,
+    /// Longest time from acceptance to a healthy endpoint that is good, in seconds; 0 = any
+    #[arg(long, default_value_t = 0)]
+    slowest_seconds: u64,
+    /// Has the services break this safety on purpose (debug builds only), to see that it is noticed
+    #[arg(long = "break")]
+    break_safety: Option<String>,
     /// Directory of data, logs and books; it must not exist [default: one of its own below the temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -106,7 +115,7 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
     let start = Instant::now();
     let receivers = Receivers::start(std::fs::File::create_new(dir.join("receipts.log"))?, start).await?;
     let ledger = Ledger::create(&dir.join("accepted.log"))?;
-    let system = Arc::new(System::start(dir, &[]).await?);
+    let system = Arc::new(System::start(dir, args.break_safety.as_deref()).await?);
     let endpoints = register(&system, &receivers).await?;
     println!("{:>6.1} ready", start.elapsed().as_secs_f64());
 
@@ -114,6 +123,7 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
         ingests: system.ingests.clone(),
         nats: async_nats::jetstream::new(async_nats::connect(system.producer_nats()).await?),
         ledger: ledger.clone(),
+        start,
         seed: args.seed,
         next: Arc::new(AtomicU64::new(0)),
         refused: Arc::default(),
@@ -130,6 +140,7 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
         until: start.elapsed() + Duration::from_secs(args.seconds),
         done: Mutex::default(),
     };
+    tokio::time::sleep(Duration::from_secs(args.calm_seconds)).await;
     nemesis.run(&faults, args.seed).await?;
     tokio::time::sleep(nemesis.until.saturating_sub(start.elapsed())).await;
     stop.send_replace(true);
@@ -155,7 +166,12 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
     let evidence = Evidence { accepted, sent, receipts, statuses, faults };
     let verdict = check::judge(&evidence);
     report::print(&verdict, &evidence.faults, &quiesced, &counts);
-    Ok(verdict.is_good() && quiesced.open.is_none())
+    let slowest = verdict.healthy.last().copied().unwrap_or_default();
+    let too_slow = args.slowest_seconds > 0 && slowest > Duration::from_secs(args.slowest_seconds);
+    if too_slow {
+        println!("too slow: {slowest:?} from acceptance to a healthy endpoint");
+    }
+    Ok(verdict.is_good() && quiesced.open.is_none() && !too_slow)
 }
 
 /// Makes the endpoints; returns their ids.

@@ -5,12 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use relay_servers::{ServerKind, Signal};
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::dice::Dice;
-use crate::faults::{Done, Fault};
+use crate::faults::{Done, Fault, Role};
 use crate::receivers::Receivers;
 use crate::system::System;
+
+/// Size of EVENTS while it is to be full: some hundred events.
+const FULL_BYTES: u64 = 64 * 1024;
 
 /// The faults of a run, done and to be done.
 pub struct Nemesis {
@@ -111,7 +115,31 @@ impl Nemesis {
                 Ok(())
             }
             Fault::Flush => system.flush_redis().await,
-            Fault::DeleteJobs => system.jetstream("STREAM.DELETE.JOBS").await.map(|_| ()),
+            Fault::DeleteJobs => {
+                // It isn't there where nobody needed it since the last time.
+                let _ = system.jetstream("STREAM.DELETE.JOBS", &json!({})).await;
+                Ok(())
+            }
+            Fault::Full => {
+                let mut stopped = Vec::new();
+                for pod in &system.of_role(Role::Dispatcher).await {
+                    let pod = Arc::clone(pod).lock_owned().await;
+                    pod.signal("STOP")?;
+                    stopped.push(pod);
+                }
+                // What is worked off makes no room.
+                let info = system.jetstream("CONSUMER.INFO.EVENTS.dispatcher", &json!({})).await?;
+                let floor = info["ack_floor"]["stream_seq"].as_u64().unwrap_or_default();
+                system.jetstream("STREAM.PURGE.EVENTS", &json!({"seq": floor + 1})).await?;
+                let info = system.jetstream("STREAM.INFO.EVENTS", &json!({})).await?;
+                let mut config = info["config"].clone();
+                let max = std::mem::replace(&mut config["max_bytes"], json!(FULL_BYTES));
+                system.jetstream("STREAM.UPDATE.EVENTS", &config).await?;
+                sleep(Duration::from_millis(dice.between(2_000, 10_000))).await;
+                config["max_bytes"] = max;
+                system.jetstream("STREAM.UPDATE.EVENTS", &config).await?;
+                stopped.iter().try_for_each(|pod| pod.signal("CONT"))
+            }
             Fault::Away(kind) => {
                 system.proxy(kind).cut();
                 sleep(self.a_while(dice)).await;

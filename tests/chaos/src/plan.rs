@@ -14,7 +14,7 @@ pub enum Hook {
     Slow,
     /// One of three: answers 500 to the first one or two requests of one event in eight.
     Failing,
-    /// Leaves the first request of one event in four without an answer for longer than its time-out.
+    /// Leaves the first request of one event in eight without an answer for longer than its time-out.
     Hanging,
     /// Answers 503 to everything for two seconds of every eight.
     Flapping,
@@ -65,7 +65,7 @@ impl Hook {
 /// The type of the event with this number.
 pub fn event_type(number: u64) -> &'static str {
     match number % 100 {
-        0..50 => "chaos.one",
+        0..50 | 98.. => "chaos.one",
         50..80 => "chaos.three",
         80..92 => "chaos.flapping",
         92..96 => "chaos.refusing",
@@ -96,7 +96,7 @@ pub fn act(hook: Hook, number: u64, nth: u32, clock: Duration) -> Act {
         Hook::Plain | Hook::First => now(200),
         Hook::Slow => Act { after: Duration::from_millis(mix % 10 * 100), status: 200 },
         Hook::Failing if mix.is_multiple_of(8) && u64::from(nth) <= 1 + mix / 8 % 2 => now(500),
-        Hook::Hanging if mix.is_multiple_of(4) && nth == 1 => Act { after: Duration::from_secs(8), status: 200 },
+        Hook::Hanging if mix.is_multiple_of(8) && nth == 1 => Act { after: Duration::from_secs(8), status: 200 },
         Hook::Flapping if clock.as_secs() % 8 < 2 => now(503),
         Hook::Failing | Hook::Hanging | Hook::Flapping => now(200),
         Hook::Refusing => now(400),

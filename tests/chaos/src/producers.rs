@@ -28,6 +28,8 @@ pub struct Producers {
     pub nats: async_nats::jetstream::Context,
     /// Where accepted events are written down.
     pub ledger: Ledger,
+    /// The start of the run.
+    pub start: std::time::Instant,
     /// Goes into the keys.
     pub seed: u64,
     /// Number of the next event.
@@ -78,7 +80,7 @@ impl Producers {
             loop {
                 match self.send(way, number, turn).await {
                     Some(id) => {
-                        self.ledger.accepted(&Accepted { number, id })?;
+                        self.ledger.accepted(&Accepted { number, id, at: self.start.elapsed() })?;
                         break;
                     }
                     None => {

@@ -38,7 +38,7 @@ pub async fn wait(
 }
 
 async fn still_open(system: &System, receivers: &Receivers, accepted: &[Accepted]) -> Option<String> {
-    let log = match system.jetstream("CONSUMER.INFO.EVENTS.dispatcher").await {
+    let log = match system.jetstream("CONSUMER.INFO.EVENTS.dispatcher", &serde_json::json!({})).await {
         Ok(info) => info["num_pending"].as_u64().unwrap_or(1) + info["num_ack_pending"].as_u64().unwrap_or(1),
         Err(error) => return Some(format!("{error:#}")),
     };

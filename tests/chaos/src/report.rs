@@ -33,6 +33,11 @@ pub fn print(verdict: &Verdict, faults: &[Done], quiesced: &Quiesced, counts: &[
     row("  at no fault", verdict.unexplained.len().to_string());
     row("unexpected receipts", verdict.unexpected.len().to_string());
     row("other status in the interface", verdict.mismatches.len().to_string());
+    let ends = |share: usize| verdict.healthy.get((verdict.healthy.len() * share / 1000).saturating_sub(1));
+    let seconds = |share| ends(share).map_or(0.0, |d| d.as_secs_f64());
+    row("accepted to taken, healthy: median", format!("{:.3} s", seconds(500)));
+    row("  99 of 100", format!("{:.1} s", seconds(990)));
+    row("  slowest", format!("{:.1} s", seconds(1000)));
     row("quiet after", format!("{:.1} s", quiesced.took.as_secs_f64()));
     let wrongs = [
         ("lost", &verdict.lost),

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use it::process::{Process, binary, free_port};
 use it::{Api, Proxy};
 use relay_servers::{Memory, NATS_ACCOUNTS, ServerKind, Servers, ServersConfig};
+use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::faults::Role;
@@ -50,7 +51,7 @@ pub struct System {
 
 impl System {
     /// Starts everything below `dir` and waits until it is ready.
-    pub async fn start(dir: &Path, more: &[(Role, Vec<String>)]) -> anyhow::Result<Self> {
+    pub async fn start(dir: &Path, broken: Option<&str>) -> anyhow::Result<Self> {
         let data = dir.join("data");
         let servers = tokio::task::spawn_blocking(move || start_servers(&data)).await??;
         let mut proxies = Vec::new();
@@ -89,11 +90,11 @@ impl System {
             ("NATS_URL".to_owned(), through(ServerKind::Nats, &nats_url)?),
         ];
         system.env = env;
+        system.env.extend(broken.map(|safety| ("RELAY_BREAK".to_owned(), safety.to_owned())));
         let roles = [(Role::Dispatcher, 2), (Role::Deliverer, 3), (Role::Ingest, 2), (Role::DlqManager, 1)];
         for (role, count) in roles {
             for i in 1..=count {
-                let more = more.iter().filter(|(r, _)| *r == role).flat_map(|(_, args)| args.clone());
-                system.add(role, i, more.collect())?;
+                system.add(role, i)?;
             }
         }
         for pod in &system.pods {
@@ -104,11 +105,10 @@ impl System {
         Ok(system)
     }
 
-    fn add(&mut self, role: Role, number: usize, more: Vec<String>) -> anyhow::Result<()> {
+    fn add(&mut self, role: Role, number: usize) -> anyhow::Result<()> {
         let name = format!("{}-{number}", role.binary());
         let health = format!("127.0.0.1:{}", free_port());
         let mut args = vec!["--health-listen".to_owned(), health.clone()];
-        args.extend(more);
         if matches!(role, Role::Ingest | Role::DlqManager) {
             let listen = format!("127.0.0.1:{}", free_port());
             if role == Role::Ingest {
@@ -210,10 +210,12 @@ impl System {
     }
 
     /// Asks JetStream's own interface.
-    pub async fn jetstream(&self, subject: &str) -> anyhow::Result<serde_json::Value> {
-        let ask = self.admin.request(format!("$JS.API.{subject}"), bytes::Bytes::new());
+    pub async fn jetstream(&self, subject: &str, body: &Value) -> anyhow::Result<Value> {
+        let ask = self.admin.request(format!("$JS.API.{subject}"), body.to_string().into());
         let answer = tokio::time::timeout(Duration::from_secs(5), ask).await.context("JetStream doesn't answer")??;
-        Ok(serde_json::from_slice(&answer.payload)?)
+        let answer: Value = serde_json::from_slice(&answer.payload)?;
+        ensure!(answer["error"].is_null(), "JetStream: {subject}: {}", answer["error"]);
+        Ok(answer)
     }
 }
 

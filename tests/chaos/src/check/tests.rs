@@ -1,5 +1,5 @@
 use super::*;
-use crate::faults::{Fault, Role};
+use crate::faults::Role;
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -19,7 +19,8 @@ fn receipt(number: u64, hook: Hook, at: u64, status: u16) -> Receipt {
 
 /// Event 0 goes to one endpoint, 50 to three, 92 is refused.
 fn clean() -> Evidence {
-    let accepted = [0, 50, 92].map(|number| Accepted { number, id: Some(format!("id-{number}")) }).to_vec();
+    let accepted = |number| Accepted { number, id: Some(format!("id-{number}")), at: secs(9) };
+    let accepted = [0, 50, 92].map(accepted).to_vec();
     let mut evidence = Evidence { accepted, sent: 100, ..Evidence::default() };
     for number in [0, 50, 92] {
         let mut statuses = Statuses::new();
@@ -41,6 +42,7 @@ fn a_clean_run_is_good() {
     let verdict = judge(&clean());
     assert!(verdict.is_good(), "{verdict:?}");
     assert_eq!((verdict.owed, verdict.delivered, verdict.dead_lettered), (5, 4, 1));
+    assert_eq!(verdict.healthy, [secs(1); 3]);
 }
 
 #[test]
