@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use relay_core::delivery::DeadReason;
 use relay_core::ids::DeliveryId;
-use relay_store::DeadLetter;
+use relay_store::{AttemptView, DeadLetter};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -40,7 +40,57 @@ pub struct LetterShape {
     state: &'static str,
     replayed_at: Option<DateTime<Utc>>,
     replay_count: i32,
+    /// The new event that it was last replayed as, where that is not its own.
+    new_event_id: Option<Uuid>,
     dead_lettered_at: DateTime<Utc>,
+    /// The last 100 attempts, oldest first; only where one letter is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<Vec<LetterAttempt>>,
+}
+
+/// One attempt at what became a dead letter.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LetterAttempt {
+    id: Uuid,
+    attempt_number: i32,
+    attempted_at: DateTime<Utc>,
+    success: bool,
+    http_status_code: Option<u16>,
+    /// Stable class of the error, where there was no answer.
+    error_class: Option<String>,
+    error_message: Option<String>,
+    /// From the start to the end of the answer, in milliseconds.
+    duration_ms: f64,
+    /// The first 10,000 characters.
+    response_body: Option<String>,
+}
+
+/// Characters of an answer that are shown.
+const ANSWER_CHARS_MAX: usize = 10_000;
+
+impl From<AttemptView> for LetterAttempt {
+    fn from(attempt: AttemptView) -> Self {
+        let answer = String::from_utf8_lossy(&attempt.excerpt);
+        Self {
+            id: attempt.id.0,
+            attempt_number: attempt.number,
+            attempted_at: attempt.attempted_at,
+            success: attempt.success,
+            http_status_code: attempt.http_status,
+            error_class: attempt.error_class,
+            error_message: attempt.error,
+            duration_ms: f64::from(attempt.total_us) / 1000.0,
+            response_body: attempt.http_status.map(|_| answer.chars().take(ANSWER_CHARS_MAX).collect()),
+        }
+    }
+}
+
+impl LetterShape {
+    /// With its attempts.
+    #[must_use]
+    pub fn with_attempts(self, attempts: Vec<AttemptView>) -> Self {
+        Self { attempts: Some(attempts.into_iter().map(LetterAttempt::from).collect()), ..self }
+    }
 }
 
 impl From<DeadLetter> for LetterShape {
@@ -63,7 +113,9 @@ impl From<DeadLetter> for LetterShape {
             state: letter.state.as_str(),
             replayed_at: letter.replayed_at,
             replay_count: letter.replay_count,
+            new_event_id: letter.replayed_as.map(|event| event.0),
             dead_lettered_at: letter.dead_lettered_at,
+            attempts: None,
         }
     }
 }
@@ -89,6 +141,7 @@ mod tests {
             attempts: 1,
             replay_count: 0,
             replayed_at: None,
+            replayed_as: None,
             dead_lettered_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
             payload: Some(Bytes::from_static(br#"{"b": 1.0, "a":1e400}"#)),
             subject: None,

@@ -1,18 +1,23 @@
 //! The DLQ manager: dead letters are listed, shown, replayed and discarded here (step 13 of an event's way: a closed
 //! delivery is opened again). Its leader also does what the ledger needs now and then (`duties`): closing what
-//! waits for deactivated endpoints, folding statistics, making and dropping partitions.
+//! waits for deactivated endpoints, folding statistics, carrying out jobs on many letters, making and dropping
+//! partitions.
 //!
-//! To read: `routes` (one file each), `replay` (what becomes of a replay), `letter` (the shape of a letter).
+//! To read: `routes` (one file each), `replay` (what becomes of a replay), `letter` (the shape of a letter),
+//! `runner` (a step of a job).
 //! Any number of managers run side by side; one of them leads by a lease row, and two for a moment are harmless.
 
 mod api;
 mod cli;
 mod config;
 mod duties;
+mod filter;
+mod job;
 mod letter;
 mod refusal;
 mod replay;
 mod routes;
+mod runner;
 
 use std::convert::Infallible;
 
@@ -46,6 +51,6 @@ impl DlqManager {
 
     /// Does the leader's duties until `stop` fires.
     pub async fn run(self, stop: CancellationToken) {
-        duties::run(self.api.links.clone(), self.config.retention, self.holder, stop).await;
+        duties::run(self.api, self.config.retention, self.holder, stop).await;
     }
 }

@@ -1,7 +1,11 @@
-//! The routes of dead letters, one file each.
+//! The routes of dead letters and of jobs on them, one file each.
 
+mod bulk;
 mod discard;
+mod discard_bulk;
 mod get;
+mod groups;
+mod jobs;
 mod list;
 mod replay;
 mod replay_bulk;
@@ -17,7 +21,12 @@ pub fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(list::list))
         .routes(routes!(get::get, discard::discard))
         .routes(routes!(replay::replay))
+        .routes(routes!(groups::groups))
         .routes(routes!(replay_bulk::replay_bulk))
+        .routes(routes!(discard_bulk::discard_bulk))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::get))
+        .routes(routes!(jobs::cancel))
 }
 
 #[cfg(test)]
@@ -32,11 +41,16 @@ mod tests {
             ("/api/v1/dlq/{id}", "get"),
             ("/api/v1/dlq/{id}", "delete"),
             ("/api/v1/dlq/{id}/replay", "post"),
+            ("/api/v1/dlq/groups", "get"),
             ("/api/v1/dlq/replay/bulk", "post"),
+            ("/api/v1/dlq/discard/bulk", "post"),
+            ("/api/v1/jobs", "get"),
+            ("/api/v1/jobs/{id}", "get"),
+            ("/api/v1/jobs/{id}/cancel", "post"),
         ] {
             assert!(document["paths"][path][method]["responses"].is_object(), "{method} {path}");
         }
-        for schema in ["DeadLetter", "Replay", "BulkReplay", "BulkReplayed", "Page_DeadLetter"] {
+        for schema in ["DeadLetter", "Replay", "BulkRequest", "BulkReplayed", "DryRun", "Job", "Page_DeadLetter"] {
             assert!(document["components"]["schemas"][schema].is_object(), "{schema}");
         }
     }

@@ -63,6 +63,10 @@ uuid_id!(
     /// never became an event.
     DeadLetterId
 );
+uuid_id!(
+    /// A job on many dead letters (UUID version 7, made when it is asked for).
+    JobId
+);
 
 /// A tenant's name, as it stands in subjects: 1-63 characters of `a-z 0-9 _ -`, starting with a letter or digit.
 /// Names starting with `_` are the system's own ([`TenantId::system`]). Cheap to clone.

@@ -4,11 +4,12 @@
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
 //! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
-//! [`keys`], [`problem`] and [`page`] serve the REST interface.
+//! [`keys`], [`problem`], [`page`] and [`bulk`] serve the REST interface.
 
 pub mod address;
 pub mod answer;
 pub mod breaker;
+pub mod bulk;
 pub mod bundle;
 pub mod delivery;
 pub mod endpoint;

@@ -55,6 +55,8 @@ problems! {
     TenantNotFound => "tenant-not-found", 404, "Tenant not found";
     /// No such dead letter.
     DeadLetterNotFound => "dead-letter-not-found", 404, "Dead letter not found";
+    /// No such job.
+    JobNotFound => "job-not-found", 404, "Job not found";
     /// The route has other methods.
     MethodNotAllowed => "method-not-allowed", 405, "Method not allowed";
     /// The same key was used with another body.

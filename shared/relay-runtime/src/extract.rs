@@ -10,7 +10,7 @@ use std::str::FromStr;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
-pub use self::json::{JsonBody, is_json};
+pub use self::json::{JsonBody, OptionalJsonBody, is_json};
 pub use self::query::QueryParams;
 use crate::problem::ProblemResponse;
 

@@ -85,6 +85,8 @@ pub struct DeadLetter {
     pub replay_count: i32,
     /// When it was last replayed.
     pub replayed_at: Option<DateTime<Utc>>,
+    /// The new event that it was last replayed as.
+    pub replayed_as: Option<EventId>,
     /// When it came here (last).
     pub dead_lettered_at: DateTime<Utc>,
     /// The payload: the event's, or the letter's own copy.
@@ -106,6 +108,7 @@ struct Row {
     attempts: i32,
     replay_count: i32,
     replayed_at: Option<DateTime<Utc>>,
+    replayed_as: Option<Uuid>,
     dead_lettered_at: DateTime<Utc>,
     payload: Option<Vec<u8>>,
     subject: Option<Vec<u8>>,
@@ -131,6 +134,7 @@ impl TryFrom<Row> for DeadLetter {
             attempts: row.attempts,
             replay_count: row.replay_count,
             replayed_at: row.replayed_at,
+            replayed_as: row.replayed_as.map(EventId),
             dead_lettered_at: row.dead_lettered_at,
             payload: row.payload.map(Bytes::from),
             subject: row.subject.map(Bytes::from),
@@ -150,7 +154,7 @@ impl Store {
             .optional(sqlx::query_as!(
                 Row,
                 "select d.event_id, d.endpoint_id, d.id, d.tenant, d.event_type, d.state, d.reason, d.error, d.last_status, d.attempts, d.replay_count,
-                    d.replayed_at, d.dead_lettered_at, coalesce(d.payload, (select e.payload from events e where e.id = d.event_id)) as payload, d.subject
+                    d.replayed_at, case when d.new_event_for < d.replay_count then d.new_event_id end as replayed_as, d.dead_lettered_at, coalesce(d.payload, (select e.payload from events e where e.id = d.event_id)) as payload, d.subject
                 from dead_letters d where d.id = $1 and ($2::text is null or d.tenant = $2)",
                 letter.0,
                 tenant.map(TenantId::as_str)
@@ -159,7 +163,8 @@ impl Store {
         row.map(DeadLetter::try_from).transpose()
     }
 
-    /// Letters that match, newest first. `None` as tenant: everybody's and nobody's (an operator).
+    /// Letters that match, newest first. `None` as tenant: everybody's and nobody's (an operator), but not the
+    /// system's own.
     pub async fn dead_letters(
         &self,
         tenant: Option<&TenantId>,
@@ -172,25 +177,13 @@ impl Store {
             .all(sqlx::query_as!(
                 Row,
                 "select d.event_id, d.endpoint_id, d.id, d.tenant, d.event_type, d.state, d.reason, d.error, d.last_status, d.attempts, d.replay_count,
-                    d.replayed_at, d.dead_lettered_at, coalesce(d.payload, (select e.payload from events e where e.id = d.event_id)) as payload, d.subject
+                    d.replayed_at, case when d.new_event_for < d.replay_count then d.new_event_id end as replayed_as, d.dead_lettered_at, coalesce(d.payload, (select e.payload from events e where e.id = d.event_id)) as payload, d.subject
                 from unnest($1::uuid[]) with ordinality as x (id, n) join dead_letters d on d.id = x.id order by x.n",
                 &ids
             ))
             .await?;
         let items = rows.into_iter().map(DeadLetter::try_from).collect::<Result<_, _>>()?;
         Ok(Listed { items, total, next })
-    }
-
-    /// The ids of letters that match and can be replayed or discarded.
-    pub(crate) async fn letter_ids(
-        &self,
-        tenant: Option<&TenantId>,
-        filter: &LetterFilter,
-        window: &Window,
-    ) -> Result<(Vec<DeadLetterId>, Option<Cursor>), StoreError> {
-        let filter = LetterFilter { state: Some(filter.state.unwrap_or(LetterState::Open)), ..filter.clone() };
-        let (ids, next, _) = self.matching_letters(tenant, &filter, window).await?;
-        Ok((ids.into_iter().map(DeadLetterId).collect(), next))
     }
 
     async fn matching_letters(
@@ -200,20 +193,9 @@ impl Store {
         window: &Window,
     ) -> Result<(Vec<Uuid>, Option<Cursor>, Option<i64>), StoreError> {
         let rows = self
-            .queries
-            .all(sqlx::query!(
-                "select d.id, d.dead_lettered_at
-                from dead_letters d
-                where ($1::text is null or d.tenant = $1)
-                    and ($2::uuid is null or d.endpoint_id = $2)
-                    and ($3::text is null or d.event_type = $3)
-                    and ($4::text is null or d.reason = $4)
-                    and case when $5::text is null then d.state in ('open', 'replayed') else d.state = $5 end
-                    and ($6::timestamptz is null or d.dead_lettered_at > $6)
-                    and ($7::timestamptz is null or d.dead_lettered_at < $7)
-                    and ($8::timestamptz is null or (d.dead_lettered_at, d.id) < ($8, $9::uuid))
-                order by d.dead_lettered_at desc, d.id desc
-                offset $10 limit $11",
+            .keyed
+            .all(sqlx::query_file!(
+                "src/sql/letters.sql",
                 tenant.map(TenantId::as_str),
                 filter.endpoint.map(|e| e.0),
                 filter.event_type,
@@ -227,26 +209,22 @@ impl Store {
                 window.limit.saturating_add(1)
             ))
             .await?;
-        let total = window.total(rows.len(), self.count_letters(tenant, filter)).await?;
+        let total = window.total(rows.len(), self.count_letters(tenant, filter, TOTAL_MAX + 1)).await?;
         let found = rows.into_iter().map(|r| (r.id, r.dead_lettered_at)).collect();
         let listed = Listed::cut(found, window, total, |(id, at)| Cursor { at: *at, id: *id });
         Ok((listed.items.into_iter().map(|(id, _)| id).collect(), listed.next, listed.total))
     }
 
-    async fn count_letters(&self, tenant: Option<&TenantId>, filter: &LetterFilter) -> Result<i64, StoreError> {
-        self.queries
-            .one(sqlx::query_scalar!(
-                r#"select count(*) as "n!" from (
-                    select 1 from dead_letters d
-                    where ($1::text is null or d.tenant = $1)
-                        and ($2::uuid is null or d.endpoint_id = $2)
-                        and ($3::text is null or d.event_type = $3)
-                        and ($4::text is null or d.reason = $4)
-                        and case when $5::text is null then d.state in ('open', 'replayed') else d.state = $5 end
-                        and ($6::timestamptz is null or d.dead_lettered_at > $6)
-                        and ($7::timestamptz is null or d.dead_lettered_at < $7)
-                    limit $8
-                ) x"#,
+    /// How many letters match, up to `limit`.
+    pub(crate) async fn count_letters(
+        &self,
+        tenant: Option<&TenantId>,
+        filter: &LetterFilter,
+        limit: i64,
+    ) -> Result<i64, StoreError> {
+        self.keyed
+            .one(sqlx::query_file_scalar!(
+                "src/sql/letters_count.sql",
                 tenant.map(TenantId::as_str),
                 filter.endpoint.map(|e| e.0),
                 filter.event_type,
@@ -254,7 +232,7 @@ impl Store {
                 filter.state.map(LetterState::as_str),
                 filter.after,
                 filter.before,
-                TOTAL_MAX + 1
+                limit
             ))
             .await
     }

@@ -397,6 +397,30 @@ impl Store {
         Ok(rows.into_iter().rev().map(AttemptView::from).collect())
     }
 
+    /// The last attempts of one delivery, oldest first, at most [`ATTEMPTS_SHOWN_MAX`].
+    pub async fn attempts_of_delivery(
+        &self,
+        event: EventId,
+        endpoint: EndpointId,
+    ) -> Result<Vec<AttemptView>, StoreError> {
+        let rows = self
+            .keyed
+            .all(sqlx::query_as!(
+                AttemptRow,
+                "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
+                    a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
+                from attempts a
+                where a.event_id = $1 and a.endpoint_id = $2
+                order by a.attempted_at desc, a.id desc
+                limit $3",
+                event.0,
+                endpoint.0,
+                ATTEMPTS_SHOWN_MAX
+            ))
+            .await?;
+        Ok(rows.into_iter().rev().map(AttemptView::from).collect())
+    }
+
     /// Events of a tenant, newest first. A filter looks at a bounded number of events: there may be fewer items
     /// than asked for, and `next` all the same. Page numbers (offsets) count events before the filter by
     /// endpoint and status; totals are given without those two filters only.

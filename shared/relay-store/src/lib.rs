@@ -2,7 +2,7 @@
 //!
 //! To read in the order of an event's way: [`directory`] and [`snapshot`](DirectorySnapshot) (whom it is for),
 //! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
-//! again), [`replay`] and [`close`] (operators and leaders). `connect`, `run` and [`bisect`] carry all of them;
+//! again), [`replay`], [`jobs`] and [`close`] (operators and leaders). `connect`, `run` and [`bisect`] carry all of them;
 //! [`events`], [`dead_letters`], [`endpoints`], [`keys`] and [`stats`] serve the interface; `partitions`, [`leader`] and
 //! `retention` the leaders.
 //!
@@ -24,9 +24,12 @@ pub mod dispatch;
 pub mod endpoints;
 mod error;
 pub mod events;
+pub mod jobs;
 pub mod keys;
 pub mod leader;
+pub mod letter_groups;
 mod letters;
+pub mod new_event;
 mod partitions;
 pub mod record;
 pub mod replay;
@@ -49,11 +52,14 @@ pub use dispatch::{DispatchOutcome, Dispatched, VersionLock};
 pub use endpoints::{EndpointChange, NewEndpoint};
 pub use error::{ErrorKind, StoreError};
 pub use events::{AttemptView, DeliveryView, EventFilter, EventSummary, EventView};
+pub use jobs::{JobError, JobSpec, LetterJob, Published, Stepped};
 pub use keys::{KeyCreation, KeyView, KeyWish, NewKey, TenantView};
 pub use leader::Leader;
+pub use letter_groups::LetterGroup;
 pub use letters::RawLetter;
+pub use new_event::LetterEvent;
 pub use partitions::{DAYS_AHEAD, DAYS_AHEAD_MAX, DAYS_BACK_MAX};
 pub use record::{CircuitEventRow, Recorded, RecordedBatch};
-pub use replay::{LetterEvent, ReplayOutcome, ResendOutcome};
+pub use replay::{ReplayOutcome, ResendOutcome};
 pub use stats::{Counters, Minute};
 pub use window::{Listed, TOTAL_MAX, Window};

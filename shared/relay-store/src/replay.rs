@@ -4,19 +4,14 @@
 //! Invariants: of two replays of one dead letter at once, one wins (the letter's row is locked); attempts count
 //! on, `base` says where the new life begins; `claim` rises, so jobs of the old life are stale.
 
-use bytes::Bytes;
 use relay_core::delivery::DeadReason;
 use relay_core::ids::{DeadLetterId, DeliveryId, EndpointId, EventId, TenantId};
-use relay_core::page::Cursor;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::connect::Store;
-use crate::dead_letters::LetterFilter;
 use crate::error::StoreError;
-use crate::window::Window;
-
-/// Letters that one replay or discard of many takes.
-pub const REPLAY_MANY_MAX: i64 = 1000;
+use crate::run::Runner;
 
 /// What became of one replay.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,24 +37,28 @@ pub enum ReplayOutcome {
     InactiveEndpoint,
     /// There is no such endpoint.
     UnknownEndpoint,
-    /// Its event isn't stored (any more), but the letter has a copy: to be published as a new event, then
-    /// [`Store::mark_replayed`].
-    AsNewEvent(LetterEvent),
+    /// Its event isn't stored (any more), but the letter has a copy: see [`Store::reserve_new_event`].
+    NeedsNewEvent,
+    /// It went out as this new event.
+    SentAsNewEvent(EventId),
     /// There is neither an event nor a copy, or nobody to whom it belongs.
     NotReplayable,
 }
 
-/// What a letter's own copy is worth.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LetterEvent {
-    /// Whose it is.
-    pub tenant: TenantId,
-    /// Its type, where it was known.
-    pub event_type: String,
-    /// The endpoint that it is for; nil ids are left out.
-    pub endpoint: Option<EndpointId>,
-    /// The copy.
-    pub payload: Bytes,
+impl ReplayOutcome {
+    /// The outcome as a stable word.
+    pub fn why(&self) -> &'static str {
+        match self {
+            Self::Replayed { .. } | Self::SentAsNewEvent(_) => "replayed",
+            Self::NotFound => "not_found",
+            Self::ReplayedRecently => "replayed_recently",
+            Self::InProgress => "in_progress",
+            Self::Delivered => "delivered",
+            Self::InactiveEndpoint => "endpoint_inactive",
+            Self::UnknownEndpoint => "unknown_endpoint",
+            Self::NeedsNewEvent | Self::NotReplayable => "not_replayable",
+        }
+    }
 }
 
 /// What became of a re-send.
@@ -77,6 +76,84 @@ pub enum ResendOutcome {
     InactiveEndpoint,
 }
 
+fn ids(letters: &[DeadLetterId]) -> Vec<Uuid> {
+    letters.iter().map(|l| l.0).collect()
+}
+
+/// Replays letters on a connection of `keyed`, whatever transaction it is in.
+pub(crate) async fn replay_on(
+    connection: &mut PgConnection,
+    tenant: Option<&TenantId>,
+    letters: &[DeadLetterId],
+    force: bool,
+    first: bool,
+) -> Result<Vec<ReplayOutcome>, sqlx::Error> {
+    let tenant = tenant.map(TenantId::as_str);
+    let rows =
+        sqlx::query_file!("src/sql/replay.sql", &ids(letters), tenant, force, first).fetch_all(connection).await?;
+    let mut outcomes = vec![ReplayOutcome::NotFound; letters.len()];
+    for row in rows {
+        let (event, endpoint) = (EventId(row.event_id), EndpointId(row.endpoint_id));
+        let outcome = if row.replayed {
+            ReplayOutcome::Replayed { event, endpoint, delivery: DeliveryId::derive(event, endpoint) }
+        } else if row.recently && !force {
+            ReplayOutcome::ReplayedRecently
+        } else if row.has_event.is_none() || endpoint.0.is_nil() {
+            if row.has_copy { ReplayOutcome::NeedsNewEvent } else { ReplayOutcome::NotReplayable }
+        } else {
+            match (row.is_active, row.closed, row.lease_runs) {
+                (None, _, _) => ReplayOutcome::UnknownEndpoint,
+                (Some(false), _, _) => ReplayOutcome::InactiveEndpoint,
+                (_, Some(1), _) => ReplayOutcome::Delivered,
+                _ => ReplayOutcome::InProgress,
+            }
+        };
+        if let Some(place) = usize::try_from(row.n - 1).ok().and_then(|n| outcomes.get_mut(n)) {
+            *place = outcome;
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Discards letters and their deliveries on a connection of `keyed`, whatever transaction it is in. Returns how many
+/// were open.
+pub(crate) async fn discard_on(
+    connection: &mut PgConnection,
+    tenant: Option<&TenantId>,
+    letters: &[DeadLetterId],
+) -> Result<usize, sqlx::Error> {
+    let discarded = sqlx::query_scalar!(
+        r#"with l as materialized (
+        select d.event_id, d.endpoint_id, d.tenant, d.reason
+        from unnest($1::uuid[]) as x (id) join dead_letters d on d.id = x.id
+        where d.state = 'open' and ($2::text is null or d.tenant = $2)
+        order by d.event_id, d.endpoint_id
+        for update of d
+    ),
+    closed as (
+        update closed_deliveries c set status = 3
+        from l where c.event_id = l.event_id and c.endpoint_id = l.endpoint_id and c.status = 2
+    ),
+    letters as (
+        update dead_letters d set state = 'discarded'
+        from l where d.event_id = l.event_id and d.endpoint_id = l.endpoint_id
+    ),
+    statistics as (
+        insert into stats_delta (tenant, endpoint_id, dead_lettered, discarded)
+        select l.tenant, case when l.reason = $3 then '00000000-0000-0000-0000-000000000000'::uuid else l.endpoint_id end,
+            -(count(*)::int), count(*)::int
+        from l where l.tenant is not null group by 1, 2
+    )
+    select count(*) as "discarded!" from l"#,
+        &ids(letters),
+        tenant.map(TenantId::as_str),
+        DeadReason::UnknownEndpoint.as_str()
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(usize::try_from(discarded).unwrap_or(0))
+}
+
 impl Store {
     /// Replays one letter, before everything else that waits for its endpoint (so it is the circuit's probe).
     /// `None` as tenant: any (an operator).
@@ -86,133 +163,19 @@ impl Store {
         letter: DeadLetterId,
         force: bool,
     ) -> Result<ReplayOutcome, StoreError> {
-        let mut outcomes = self.replay(tenant, &[letter], force, true).await?;
-        Ok(outcomes.pop().unwrap_or(ReplayOutcome::NotFound))
-    }
-
-    /// Replays letters, at most [`REPLAY_MANY_MAX`] of those that match, newest first. Only letters that are
-    /// open or discarded: what was delivered is not sent again. Go on with the position until it is `None`.
-    pub async fn replay_many(
-        &self,
-        tenant: Option<&TenantId>,
-        filter: &LetterFilter,
-        force: bool,
-        after: Option<Cursor>,
-        limit: i64,
-    ) -> Result<(Vec<(DeadLetterId, ReplayOutcome)>, Option<Cursor>), StoreError> {
-        let (letters, next) =
-            self.letter_ids(tenant, filter, &Window::after(after, limit.min(REPLAY_MANY_MAX))).await?;
-        let outcomes = self.replay(tenant, &letters, force, false).await?;
-        Ok((letters.into_iter().zip(outcomes).collect(), next))
-    }
-
-    async fn replay(
-        &self,
-        tenant: Option<&TenantId>,
-        letters: &[DeadLetterId],
-        force: bool,
-        first: bool,
-    ) -> Result<Vec<ReplayOutcome>, StoreError> {
-        let ids: Vec<Uuid> = letters.iter().map(|l| l.0).collect();
-        let rows = self
-            .keyed
-            .all(sqlx::query_file!("src/sql/replay.sql", &ids, tenant.map(TenantId::as_str), force, first))
-            .await?;
-        let mut outcomes = vec![ReplayOutcome::NotFound; letters.len()];
-        for row in rows {
-            let (event, endpoint) = (EventId(row.event_id), EndpointId(row.endpoint_id));
-            let outcome = if row.replayed {
-                ReplayOutcome::Replayed { event, endpoint, delivery: DeliveryId::derive(event, endpoint) }
-            } else if row.recently && !force {
-                ReplayOutcome::ReplayedRecently
-            } else if row.has_event.is_none() || endpoint.0.is_nil() {
-                match (row.tenant, row.payload) {
-                    (Some(tenant), Some(payload)) => ReplayOutcome::AsNewEvent(LetterEvent {
-                        tenant: TenantId::trusted(&tenant),
-                        event_type: row.event_type.unwrap_or_default(),
-                        endpoint: (!endpoint.0.is_nil()).then_some(endpoint),
-                        payload: payload.into(),
-                    }),
-                    _ => ReplayOutcome::NotReplayable,
-                }
-            } else {
-                match (row.is_active, row.closed, row.lease_runs) {
-                    (None, _, _) => ReplayOutcome::UnknownEndpoint,
-                    (Some(false), _, _) => ReplayOutcome::InactiveEndpoint,
-                    (_, Some(1), _) => ReplayOutcome::Delivered,
-                    _ => ReplayOutcome::InProgress,
-                }
-            };
-            if let Some(place) = usize::try_from(row.n - 1).ok().and_then(|n| outcomes.get_mut(n)) {
-                *place = outcome;
-            }
-        }
-        Ok(outcomes)
-    }
-
-    /// Marks a letter as replayed whose copy was published as a new event.
-    pub async fn mark_replayed(&self, letter: DeadLetterId) -> Result<bool, StoreError> {
-        let marked = self
-            .queries
-            .execute(sqlx::query!(
-                "update dead_letters d set state = 'replayed', replay_count = d.replay_count + 1, replayed_at = now() where d.id = $1",
-                letter.0
-            ))
-            .await?;
-        Ok(marked > 0)
+        let mut held = self.keyed.hold().await?;
+        let letters = [letter];
+        let replay = replay_on(held.conn(), tenant, &letters, force, true);
+        let answer = tokio::time::timeout(self.keyed.deadline, replay).await;
+        let outcomes = Runner::settle(held, answer)?;
+        Ok(outcomes.into_iter().next().unwrap_or(ReplayOutcome::NotFound))
     }
 
     /// Discards a letter and its delivery. False: no such letter, or its delivery isn't dead-lettered (any more).
     pub async fn discard(&self, tenant: Option<&TenantId>, letter: DeadLetterId) -> Result<bool, StoreError> {
-        Ok(self.discard_letters(tenant, &[letter]).await? > 0)
-    }
-
-    /// Discards the letters that match, at most [`REPLAY_MANY_MAX`]. Returns how many; go on until the position is `None`.
-    pub async fn discard_many(
-        &self,
-        tenant: Option<&TenantId>,
-        filter: &LetterFilter,
-        after: Option<Cursor>,
-        limit: i64,
-    ) -> Result<(usize, Option<Cursor>), StoreError> {
-        let (letters, next) =
-            self.letter_ids(tenant, filter, &Window::after(after, limit.min(REPLAY_MANY_MAX))).await?;
-        Ok((self.discard_letters(tenant, &letters).await?, next))
-    }
-
-    async fn discard_letters(&self, tenant: Option<&TenantId>, letters: &[DeadLetterId]) -> Result<usize, StoreError> {
-        let ids: Vec<Uuid> = letters.iter().map(|l| l.0).collect();
-        let discarded = self
-            .keyed
-            .one(sqlx::query_scalar!(
-                r#"with l as materialized (
-                    select d.event_id, d.endpoint_id, d.tenant, d.reason
-                    from unnest($1::uuid[]) as x (id) join dead_letters d on d.id = x.id
-                    where d.state = 'open' and ($2::text is null or d.tenant = $2)
-                    order by d.event_id, d.endpoint_id
-                    for update of d
-                ),
-                closed as (
-                    update closed_deliveries c set status = 3
-                    from l where c.event_id = l.event_id and c.endpoint_id = l.endpoint_id and c.status = 2
-                ),
-                letters as (
-                    update dead_letters d set state = 'discarded'
-                    from l where d.event_id = l.event_id and d.endpoint_id = l.endpoint_id
-                ),
-                statistics as (
-                    insert into stats_delta (tenant, endpoint_id, dead_lettered, discarded)
-                    select l.tenant, case when l.reason = $3 then '00000000-0000-0000-0000-000000000000'::uuid else l.endpoint_id end,
-                        -(count(*)::int), count(*)::int
-                    from l where l.tenant is not null group by 1, 2
-                )
-                select count(*) as "discarded!" from l"#,
-                &ids,
-                tenant.map(TenantId::as_str),
-                DeadReason::UnknownEndpoint.as_str()
-            ))
-            .await?;
-        Ok(usize::try_from(discarded).unwrap_or(0))
+        let mut held = self.keyed.hold().await?;
+        let answer = tokio::time::timeout(self.keyed.deadline, discard_on(held.conn(), tenant, &[letter])).await;
+        Ok(Runner::settle(held, answer)? > 0)
     }
 
     /// Sends a delivery again, or at once: a closed one begins a new life, one that waits is due now.

@@ -117,7 +117,8 @@ impl Runner {
         }
     }
 
-    fn settle<T>(
+    /// What a statement's answer means for its connection.
+    pub(crate) fn settle<T>(
         held: Held,
         answer: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
     ) -> Result<T, StoreError> {

@@ -40,6 +40,7 @@ async fn round(store: &Store, retention: Retention, stop: &CancellationToken) ->
     store.drop_before(days_before(now, retention.retention_days).date_naive()).await?;
     let letters = days_before(now, retention.dead_letter_days);
     while !stop.is_cancelled() && store.forget_letters(letters).await? > 0 {}
+    store.forget_jobs(letters).await?;
     let history = days_before(now, retention.retention_days.max(retention.dead_letter_days));
     while !stop.is_cancelled() && store.forget_history(history).await? > 0 {}
     Ok(())

@@ -1,4 +1,4 @@
-//! `GET /api/v1/dlq/{id}`: one dead letter. A discarded one is gone for this route, as for replay.
+//! `GET /api/v1/dlq/{id}`: one dead letter with its attempts. A discarded one is gone for this route, as for replay.
 
 use axum::Json;
 use axum::extract::State;
@@ -14,6 +14,8 @@ use crate::letter::LetterShape;
 use crate::refusal;
 
 /// Show a dead letter
+///
+/// With its attempts; a message that never became an event with its raw bytes and subject.
 #[utoipa::path(
     get,
     path = "/api/v1/dlq/{id}",
@@ -31,7 +33,14 @@ pub async fn get(
     caller: Caller,
     PathId(id): PathId<DeadLetterId>,
 ) -> Result<Json<LetterShape>, ProblemResponse> {
-    Ok(Json(find(&api, &caller, id).await?.into()))
+    let letter = find(&api, &caller, id).await?;
+    let attempts = match letter.endpoint {
+        Some(endpoint) => {
+            api.links.store.attempts_of_delivery(letter.event, endpoint).await.map_err(refusal::ledger)?
+        }
+        None => Vec::new(),
+    };
+    Ok(Json(LetterShape::from(letter).with_attempts(attempts)))
 }
 
 /// The letter, unless it is discarded.

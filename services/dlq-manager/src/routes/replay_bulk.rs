@@ -1,115 +1,123 @@
-//! `POST /api/v1/dlq/replay/bulk`: the open dead letters that match are sent again, a thousand a statement. What was
-//! replayed before is not: a second call finds nothing twice.
+//! `POST /api/v1/dlq/replay/bulk`: a job that sends the open dead letters that match again. Without a pace it is run
+//! at once, and the answer of a short one says what became of each letter; the leader goes on with a long one.
+
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use relay_core::delivery::DeadReason;
-use relay_core::ids::EndpointId;
-use relay_core::page::Cursor;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use relay_core::bulk::JobKind;
+use relay_core::ids::{DeadLetterId, JobId};
 use relay_runtime::auth::Caller;
 use relay_runtime::extract::JsonBody;
 use relay_runtime::openapi::{BodyProblems, CommonProblems};
 use relay_runtime::problem::ProblemResponse;
-use relay_store::{LetterFilter, LetterState};
-use serde::{Deserialize, Serialize};
+use relay_store::{ReplayOutcome, Stepped};
+use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::api::Api;
+use crate::job::JobShape;
 use crate::refusal;
-use crate::replay::{ReplayShape, settle, wake};
+use crate::replay::ReplayShape;
+use crate::routes::bulk::{BulkRequest, DryRun};
+use crate::runner::step;
 
-/// Letters of one statement.
-const STATEMENT_LETTERS: i64 = 1000;
-/// Letters of one request.
-const REQUEST_LETTERS: usize = 10_000;
+/// How long a request runs its job.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long the leader leaves a job to its request: that may be gone.
+const HELD: Duration = Duration::from_secs(20);
+/// Letters that an answer names.
+const RESULTS_MAX: usize = 10_000;
 
-/// Which letters; without any filter, all that are open.
-#[derive(Debug, Deserialize, ToSchema)]
-pub struct BulkReplay {
-    /// Only letters for this endpoint
-    endpoint_id: Option<Uuid>,
-    /// Only letters of this event type
-    event_type: Option<String>,
-    /// Only letters with this reason
-    #[schema(value_type = Option<String>)]
-    reason: Option<DeadReason>,
-    /// Also those that were replayed less than an hour ago
-    #[serde(default)]
-    force: bool,
-}
-
-/// What became of them.
+/// The job, and what became of the letters so far.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BulkReplayed {
-    /// How many are open again.
-    replayed: usize,
-    /// How many could not be.
-    errors: usize,
-    /// Those that are open again.
+    /// How many are replayed so far.
+    replayed: i64,
+    /// How many were skipped or could not be replayed so far.
+    errors: i64,
+    /// Those that are replayed.
     results: Vec<ReplayShape>,
-    /// More than 10,000 match: send the request again.
+    /// Whether the job goes on.
     remaining: bool,
+    /// The job; see `GET /jobs/{id}`.
+    job: JobShape,
 }
 
 /// Replay many dead letters
 ///
-/// Handles up to 10,000 open letters a request; `remaining` says whether there are more.
+/// Makes a job that replays the open letters that match and are here now, each once. Without `rate` the request waits
+/// for it up to 5 seconds; `remaining` says whether it goes on. `dry_run` only says what would be done.
 #[utoipa::path(
     post,
     path = "/api/v1/dlq/replay/bulk",
     tag = "dead letters",
     operation_id = "replay_dead_letters",
-    request_body = BulkReplay,
-    responses((status = 200, description = "What became of them", body = BulkReplayed), BodyProblems, CommonProblems)
+    request_body(content = BulkRequest, example = json!({"reason": "exhausted", "after": "2026-01-31T02:00:00Z", "rate": 50})),
+    responses(
+        (status = 200, description = "A dry run: nothing was changed", body = DryRun),
+        (status = 202, description = "The job, and what became of the letters so far", body = BulkReplayed),
+        BodyProblems,
+        CommonProblems,
+    )
 )]
 pub async fn replay_bulk(
     State(api): State<Api>,
     caller: Caller,
-    JsonBody(wanted): JsonBody<BulkReplay>,
-) -> Result<Json<BulkReplayed>, ProblemResponse> {
-    let filter = LetterFilter {
-        endpoint: wanted.endpoint_id.map(EndpointId),
-        event_type: wanted.event_type,
-        reason: wanted.reason,
-        state: Some(LetterState::Open),
-        ..LetterFilter::default()
+    JsonBody(wanted): JsonBody<BulkRequest>,
+) -> Result<Response, ProblemResponse> {
+    let held = if wanted.is_paced() { Duration::ZERO } else { HELD };
+    let mut job = match wanted.begin(&api, &caller, JobKind::Replay, held).await? {
+        Ok(job) => job,
+        Err(dry) => return Ok(dry),
     };
-    let mut answer = BulkReplayed { replayed: 0, errors: 0, results: Vec::new(), remaining: false };
-    let mut after: Option<Cursor> = None;
-    loop {
-        let page =
-            api.links.store.replay_many(caller.only_tenant(), &filter, wanted.force, after, STATEMENT_LETTERS).await;
-        let (outcomes, next) = match page {
-            Ok(page) => page,
-            // What is done is done and must be told; the rest is left.
-            Err(error) if answer.replayed > 0 => {
-                tracing::warn!(%error, replayed = answer.replayed, "a replay of many stopped half-way");
-                answer.remaining = true;
-                break;
-            }
-            Err(error) => return Err(refusal::ledger(error)),
-        };
-        for (letter, outcome) in outcomes {
-            match settle(&api.links, letter, outcome).await {
-                Ok(replayed) => answer.results.push(replayed.shape),
-                Err(problem) => {
-                    tracing::debug!(%letter, problem = problem.0.detail, "not replayed");
-                    answer.errors += 1;
-                }
-            }
+    let mut results = Vec::new();
+    if !held.is_zero() {
+        run(&api, job.id, &mut results).await;
+        let store = &api.links.store;
+        // It is made: whatever the ledger says now, the job goes on.
+        if let Err(error) = store.release_job(job.id).await {
+            tracing::warn!(job = %job.id, %error, "a job waits until its request's time is over");
         }
-        answer.replayed = answer.results.len();
-        wake(&api.links).await;
-        after = next;
-        if after.is_none() {
-            break;
-        }
-        if answer.replayed + answer.errors >= REQUEST_LETTERS {
-            answer.remaining = true;
-            break;
+        if let Some(now) = store.letter_job(None, job.id).await.map_err(refusal::ledger)? {
+            job = now;
         }
     }
-    api.counters.replayed.increment(u64::try_from(answer.replayed).unwrap_or(u64::MAX));
-    Ok(Json(answer))
+    let answer = BulkReplayed {
+        replayed: job.done,
+        errors: job.skipped + job.errors,
+        results,
+        remaining: !job.state.is_over(),
+        job: job.into(),
+    };
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// Runs a job for a while.
+async fn run(api: &Api, job: JobId, results: &mut Vec<ReplayShape>) {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE && results.len() < RESULTS_MAX {
+        match step(api, job).await {
+            Ok(Stepped::Took { outcomes, .. }) => {
+                results.extend(outcomes.iter().filter_map(|(letter, outcome)| shape(*letter, outcome)));
+            }
+            Ok(Stepped::Began) => {}
+            Ok(Stepped::Over | Stepped::Wait(_) | Stepped::NewEvents { .. }) => return,
+            Err(error) => {
+                tracing::warn!(%job, %error, "a job is left to the leader");
+                return;
+            }
+        }
+    }
+}
+
+fn shape(letter: DeadLetterId, outcome: &ReplayOutcome) -> Option<ReplayShape> {
+    match outcome {
+        ReplayOutcome::Replayed { event, delivery, .. } => Some(ReplayShape::new(letter, *event, Some(*delivery))),
+        ReplayOutcome::SentAsNewEvent(event) => Some(ReplayShape::new(letter, *event, None)),
+        _ => None,
+    }
 }

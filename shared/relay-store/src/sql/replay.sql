@@ -1,5 +1,5 @@
 with l as materialized (
-    select x.n, d.id, d.event_id, d.endpoint_id, d.tenant, d.state, d.event_type, d.payload,
+    select x.n, d.id, d.event_id, d.endpoint_id, d.tenant, d.state, d.tenant is not null and d.payload is not null as has_copy,
         coalesce(d.replayed_at > now() - interval '1 hour', false) as recently,
         (select p.is_active from endpoints p where p.id = d.endpoint_id and p.tenant = d.tenant) as is_active,
         (select true from events e where e.id = d.event_id) as has_event,
@@ -56,7 +56,6 @@ statistics as (
     from ok cross join lateral (values (ok.endpoint_id, 1, 0), ('00000000-0000-0000-0000-000000000000'::uuid, -1, -1)) as x (endpoint_id, opened, dead)
     where ok.closed is null and ok.lease_runs is null and ok.state <> 'discarded'
 )
-select l.n as "n!", l.event_id as "event_id!", l.endpoint_id as "endpoint_id!", l.tenant, l.event_type, l.recently as "recently!", l.is_active,
-    l.has_event, l.closed, l.lease_runs, l.id in (select m.id from marked m) as "replayed!",
-    case when l.has_event is null then l.payload end as payload
+select l.n as "n!", l.event_id as "event_id!", l.endpoint_id as "endpoint_id!", l.recently as "recently!", l.is_active,
+    l.has_event, l.closed, l.lease_runs, l.id in (select m.id from marked m) as "replayed!", l.has_copy as "has_copy!"
 from l

@@ -1,5 +1,6 @@
 //! Statements against a real Postgres, each test in a database of its own.
 
+mod bulk;
 mod claiming;
 mod connections;
 mod directory;

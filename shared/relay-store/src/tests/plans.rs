@@ -71,6 +71,10 @@ async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
         ("close", include_str!("../sql/close.sql")),
         ("replay", include_str!("../sql/replay.sql")),
         ("summaries", include_str!("../sql/summaries.sql")),
+        ("letters", include_str!("../sql/letters.sql")),
+        ("letters_oldest", include_str!("../sql/letters_oldest.sql")),
+        ("letters_count", include_str!("../sql/letters_count.sql")),
+        ("letter_groups", include_str!("../sql/letter_groups.sql")),
     ] {
         let plan = generic_plan(sql, keyed.conn()).await;
         assert_no_scan(what, &plan);

@@ -93,9 +93,11 @@ async fn many_are_replayed_discarded_and_refused_for_reasons(pool: PgPool) {
     // One discarded, the others of a replayed.
     assert!(ledger.discard(Some(&tenant()), listed.items[0].id).await.unwrap());
     assert!(!ledger.discard(Some(&tenant()), listed.items[0].id).await.unwrap());
-    let (replayed, next) = ledger.replay_many(Some(&tenant()), &filter, false, None, 1000).await.unwrap();
-    assert_eq!((replayed.len(), next), (2, None));
-    assert!(replayed.iter().all(|(_, o)| matches!(o, ReplayOutcome::Replayed { .. })), "{replayed:?}");
+    let left = [listed.items[1].id, listed.items[2].id];
+    for letter in left {
+        let outcome = ledger.replay_one(Some(&tenant()), letter, false).await.unwrap();
+        assert!(matches!(outcome, ReplayOutcome::Replayed { .. }), "{outcome:?}");
+    }
     let stats = ledger.endpoint_stats(&tenant(), a.id).await.unwrap();
     assert_eq!((stats.discarded, stats.dead_lettered, stats.pending()), (1, 0, 2));
 
@@ -108,8 +110,6 @@ async fn many_are_replayed_discarded_and_refused_for_reasons(pool: PgPool) {
     ledger.update_endpoint(&tenant(), b.id, &change).await.unwrap().unwrap();
     assert_eq!(ledger.resend(&tenant(), jobs[3].event, b.id).await.unwrap(), ResendOutcome::Reopened);
     assert_eq!(ledger.resend(&tenant(), jobs[3].event, b.id).await.unwrap(), ResendOutcome::DueNow);
-    let (discarded, _) = ledger.discard_many(None, &LetterFilter::default(), None, 1000).await.unwrap();
-    assert_eq!(discarded, 0, "all are replayed or discarded");
 
     // A message that never became an event: replayed from its copy, by the caller.
     let letter = RawLetter {
@@ -132,11 +132,19 @@ async fn many_are_replayed_discarded_and_refused_for_reasons(pool: PgPool) {
         .await
         .unwrap();
     assert_eq!(ledger.count("select count(*) from dead_letters where reason = 'malformed'").await, 2);
-    match ledger.replay_one(None, letter.id, false).await.unwrap() {
-        ReplayOutcome::AsNewEvent(copy) => assert_eq!((copy.payload, copy.endpoint), (letter.payload, None)),
-        other => panic!("{other:?}"),
-    }
-    assert!(ledger.mark_replayed(letter.id).await.unwrap());
+    assert_eq!(ledger.replay_one(None, letter.id, false).await.unwrap(), ReplayOutcome::NeedsNewEvent);
+    let copy = ledger.reserve_new_event(None, letter.id, false, ledger.event().id).await.unwrap().unwrap();
+    assert_eq!((&copy.payload, copy.endpoint), (&letter.payload, None));
+    let again = ledger.reserve_new_event(None, letter.id, false, ledger.event().id).await.unwrap().unwrap();
+    assert_eq!(again, copy, "until it counts, a repetition gets the same id");
+    assert!(ledger.mark_replayed(letter.id, copy.id).await.unwrap());
+    assert!(!ledger.mark_replayed(letter.id, copy.id).await.unwrap());
+    let view = ledger.dead_letter(None, letter.id).await.unwrap().unwrap();
+    assert_eq!((view.replay_count, view.replayed_as), (1, Some(copy.id)));
+    let fresh = ledger.event().id;
+    let refused = ledger.reserve_new_event(None, letter.id, false, fresh).await.unwrap();
+    assert_eq!(refused, Err(ReplayOutcome::ReplayedRecently));
+    assert_eq!(ledger.reserve_new_event(None, letter.id, true, fresh).await.unwrap().unwrap().id, fresh);
     assert_eq!(ledger.replay_one(None, letter.id, false).await.unwrap(), ReplayOutcome::ReplayedRecently);
     assert_eq!(
         ledger.replay_one(None, DeadLetterId(uuid_v7(ledger.now, [4; 10])), false).await.unwrap(),
@@ -201,9 +209,9 @@ async fn what_nobody_will_send_is_closed_and_old_days_are_dropped(pool: PgPool) 
     assert_eq!(ledger.event_view(&tenant(), old.event.id).await.unwrap().map(|v| v.summary.id), None);
     let letter = ledger.dead_letter(None, DeadLetterId::of_delivery(old.event.id, paused.id)).await.unwrap().unwrap();
     assert_eq!((letter.reason, letter.payload.as_ref()), (DeadReason::Expired, Some(&old.event.payload)));
-    assert!(
-        matches!(ledger.replay_one(None, letter.id, false).await.unwrap(), ReplayOutcome::AsNewEvent(copy) if copy.endpoint == Some(paused.id))
-    );
+    assert_eq!(ledger.replay_one(None, letter.id, false).await.unwrap(), ReplayOutcome::NeedsNewEvent);
+    let copy = ledger.reserve_new_event(None, letter.id, false, ledger.event().id).await.unwrap().unwrap();
+    assert_eq!((copy.endpoint, copy.payload), (Some(paused.id), old.event.payload.clone()));
     assert!(ledger.drop_before(day).await.unwrap().is_empty());
     assert_eq!(ledger.forget_letters(ledger.now + chrono::Duration::hours(1)).await.unwrap(), 2);
     while ledger.fold().await.unwrap() > 0 {}

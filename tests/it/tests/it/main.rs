@@ -11,6 +11,7 @@ mod fan_out;
 mod idempotency;
 mod interface;
 mod journeys;
+mod letters_in_bulk;
 mod libraries;
 mod outages;
 mod restarts;

@@ -1,0 +1,61 @@
+//! Duty: jobs on many dead letters go on, a step each in turn. The ledger keeps where they are, so a manager that leads
+//! next goes on where the last one stopped.
+
+use std::time::Duration;
+
+use relay_core::ids::JobId;
+use relay_store::{ErrorKind, Stepped};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::duties::{failed, led};
+use crate::runner::{StepError, step};
+
+/// Between two looks for jobs.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Does the duty until `stop` fires.
+pub async fn run(api: Api, mut leading: watch::Receiver<bool>, stop: CancellationToken) {
+    while led(&mut leading, &stop).await {
+        let pause = round(&api, &stop).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// A step of every job; how long there is nothing to do.
+async fn round(api: &Api, stop: &CancellationToken) -> Duration {
+    let jobs = match api.links.store.runnable_jobs().await {
+        Ok(jobs) => jobs,
+        Err(error) => {
+            failed("jobs", &error);
+            return IDLE;
+        }
+    };
+    let mut pause = IDLE;
+    for job in jobs {
+        if stop.is_cancelled() {
+            break;
+        }
+        match step(api, job).await {
+            Ok(Stepped::Began | Stepped::Took { .. }) => pause = Duration::ZERO,
+            Ok(Stepped::Wait(wait)) => pause = pause.min(wait),
+            Ok(Stepped::Over | Stepped::NewEvents { .. }) => {}
+            Err(error) => give_up_or_wait(api, job, &error).await,
+        }
+    }
+    pause
+}
+
+/// What trying again doesn't mend ends the job.
+async fn give_up_or_wait(api: &Api, job: JobId, error: &StepError) {
+    tracing::warn!(%job, %error, "a step of a job could not be done");
+    let hopeless =
+        matches!(error, StepError::Ledger(error) if matches!(error.kind(), ErrorKind::Data | ErrorKind::Inconsistent));
+    if hopeless && let Err(error) = api.links.store.fail_job(job, &error.to_string()).await {
+        failed("jobs", &error);
+    }
+}
