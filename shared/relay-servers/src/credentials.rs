@@ -79,7 +79,7 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), ServersEr
 }
 
 /// A password from the kernel's random source. It starts with a letter: NATS would read digits alone as a number.
-fn password() -> Result<String, ServersError> {
+pub(crate) fn password() -> Result<String, ServersError> {
     let path = Path::new("/dev/urandom");
     let mut bytes = [0; PASSWORD_BYTES];
     File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(ServersError::io("read", path))?;

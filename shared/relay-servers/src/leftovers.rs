@@ -18,9 +18,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Ends the process named in `pid_file`, if it is alive and `mark` (a path below our data directory) stands in its command
 /// line; a pid that meanwhile belongs to somebody else is left alone. Says whether there was one.
 pub(crate) fn end(pid_file: &Path, mark: &Path, signal: Signal) -> Result<bool, ServersError> {
-    let Some(pid) = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<u32>().ok()) else {
-        return Ok(false);
-    };
+    let Some(pid) = pid_of(pid_file) else { return Ok(false) };
     let ours = is_ours(pid, mark);
     if ours {
         send(pid, signal);
@@ -36,6 +34,15 @@ pub(crate) fn end(pid_file: &Path, mark: &Path, signal: Signal) -> Result<bool, 
     }
     let _absent = fs::remove_file(pid_file);
     Ok(ours)
+}
+
+/// The process named in `pid_file`, if it is alive and `mark` stands in its command line.
+pub(crate) fn running(pid_file: &Path, mark: &Path) -> Option<u32> {
+    pid_of(pid_file).filter(|pid| is_ours(*pid, mark))
+}
+
+fn pid_of(pid_file: &Path) -> Option<u32> {
+    fs::read_to_string(pid_file).ok()?.trim().parse().ok()
 }
 
 fn gone(pid: u32, mark: &Path, limit: Duration) -> bool {

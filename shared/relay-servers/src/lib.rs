@@ -34,6 +34,7 @@ use credentials::Credentials;
 use process::{Process, Recipe, Spawner};
 
 pub use error::ServersError;
+pub use nats::tenants::{TenantUser, add_tenant, tenant_lines};
 pub use nats::{ACCOUNTS as NATS_ACCOUNTS, USERS as NATS_USERS};
 pub use postgres::{DATABASE, ROLE};
 pub use process::Signal;

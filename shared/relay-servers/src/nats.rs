@@ -1,9 +1,12 @@
 //! The private nats-server: configuration from the project's `nats/` directory, passwords through its environment.
 
+pub(crate) mod tenants;
+
 use std::path::{Path, PathBuf};
 use std::{collections::BTreeMap, fs};
 
 use crate::ServerKind;
+use crate::credentials::write_private;
 use crate::error::ServersError;
 use crate::process::{Recipe, Signal};
 use crate::tools;
@@ -46,7 +49,8 @@ pub(crate) fn prepare(
     fs::create_dir_all(&dir).map_err(ServersError::io("make", &dir))?;
     let conf = dir.join("up.conf");
     write(&conf, &configuration(port, monitor_port, &dir.join("streams")))?;
-    write(&dir.join("accounts.conf"), files.accounts)?;
+    let accounts = tenants::accounts(files.accounts, &tenants::read(&dir)?);
+    write_private(&dir.join("accounts.conf"), accounts.as_bytes())?;
     Ok(Recipe {
         kind: ServerKind::Nats,
         program,

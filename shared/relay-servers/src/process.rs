@@ -36,6 +36,8 @@ pub enum Signal {
     Quit,
     /// The end without a word (tests).
     Kill,
+    /// Read the configuration again.
+    Reload,
     /// Freeze (tests).
     Stop,
     /// Go on after [`Signal::Stop`].
@@ -49,6 +51,7 @@ impl Signal {
             Self::Interrupt => "INT",
             Self::Quit => "QUIT",
             Self::Kill => "KILL",
+            Self::Reload => "HUP",
             Self::Stop => "STOP",
             Self::Continue => "CONT",
         }

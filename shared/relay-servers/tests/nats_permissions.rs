@@ -7,7 +7,8 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use relay_servers::{ServerKind, Servers, ServersConfig};
+use relay_core::ids::TenantId;
+use relay_servers::{ServerKind, Servers, ServersConfig, add_tenant};
 use serde_json::{Value, json};
 
 /// Each answer is there within this time; it only bounds a failing test.
@@ -333,4 +334,31 @@ fn a_reply_subject_carries_an_acknowledgement_nowhere() {
     assert_eq!(subjects.keys().collect::<Vec<_>>(), ["relay.events.default.order.created"]);
     let jobs = relay.may("$JS.API.STREAM.INFO.JOBS", &json!({}));
     assert_eq!(jobs["state"]["messages"], 0);
+}
+
+#[test]
+fn a_tenants_user_sends_events_of_its_tenant_and_nothing_else() {
+    let (dir, servers) = nats();
+    let mut relay = service(&servers, "relay");
+    declare(&mut relay);
+    let acme = TenantId::parse("acme").unwrap();
+    let user = add_tenant(dir.path(), &acme).unwrap().unwrap();
+    assert!(user.is_live);
+    let port = servers.port(ServerKind::Nats).unwrap();
+    let url = format!("nats://{}:{}@127.0.0.1:{port}", user.user, user.password);
+    let mut producer = Client::connect(&url, "_INBOX");
+    producer.may("relay.events.acme.order.created", &json!({}));
+    for forbidden in ["relay.events.default.order.created", "relay.bundles.0", "$JS.API.INFO", "relay.hint.due"] {
+        producer.may_not(forbidden);
+    }
+    let again = add_tenant(dir.path(), &acme).unwrap().unwrap();
+    assert_eq!((&user.user, &user.password), (&again.user, &again.password), "repeating it changes nothing");
+    // Another tenant's programs don't reach it, and the services were not disturbed.
+    anonymous(&servers).may_not("relay.events.acme.order.created");
+    assert_eq!(stored(&mut relay), json!({"relay.events.acme.order.created": 1}));
+    // An acknowledgement goes nowhere else.
+    producer.publish("relay.events.acme.a", "relay.events.default.a", "{}");
+    producer.until_pong();
+    producer.may("relay.events.acme.b", &json!({}));
+    assert_eq!(stored(&mut relay).get("relay.events.default.a"), None);
 }

@@ -43,6 +43,18 @@ impl AccessFlags {
         })
     }
 
+    /// Whether the servers are those below the data directory.
+    pub fn is_private(&self) -> anyhow::Result<bool> {
+        Ok(self.database.optional()?.is_none())
+    }
+
+    /// Host and port of the NATS server that the last `up` used.
+    pub fn nats_address(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.data_dir.join(ADDRESSES)).ok()?;
+        let url = text.lines().find_map(|line| line.strip_prefix("NATS_URL="))?;
+        Some(url.rsplit_once('@')?.1.to_owned())
+    }
+
     fn url(&self) -> anyhow::Result<SecretString> {
         if let Some(url) = self.database.optional()? {
             return Ok(url);

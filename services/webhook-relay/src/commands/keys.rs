@@ -17,26 +17,34 @@ use super::access::{AccessFlags, all, table};
 /// What to do with keys.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
-    /// Makes a key and shows it, once
+    /// Makes an API key and shows it. It is shown only now: what is kept is its SHA-256.
+    ///
+    /// Scopes: `events:write` sends events, `read` looks at everything of the tenant, `admin` changes it and implies both,
+    /// `operator` may do everything for all tenants. Requests carry the key as `Authorization: Bearer <key>`. On loopback the
+    /// interface is open without a key only as long as no key was ever made.
+    ///
+    /// Examples:
+    ///   webhook-relay keys create --name shop --scope events:write
+    ///   webhook-relay keys create --name dashboard --scope read --tenant acme --expires 90d
+    ///   webhook-relay keys create --name deploy --scope admin --expires 2030-01-01T00:00:00Z --json
+    #[command(verbatim_doc_comment)]
     Create(Create),
-    /// Lists keys, newest first
+    /// Lists API keys, newest first, with those that expired or were revoked.
+    ///
+    /// Examples:
+    ///   webhook-relay keys list
+    ///   webhook-relay keys list --tenant acme --json
+    #[command(verbatim_doc_comment)]
     List(List),
-    /// Makes a key void, for good
+    /// Makes an API key void, for good: everything that runs refuses it within a second.
+    ///
+    /// Example: webhook-relay keys revoke 0192f3a4-7c1e-7000-8000-3f2a9d5b6c01   (the id that `keys list` shows)
+    #[command(verbatim_doc_comment)]
     Revoke(Revoke),
 }
 
-/// Makes an API key and shows it. It is shown only now: what is kept is its SHA-256.
-///
-/// Scopes: `events:write` sends events, `read` looks at everything of the tenant, `admin` changes it and implies both,
-/// `operator` may do everything for all tenants. Requests carry the key as `Authorization: Bearer <key>`. On loopback the
-/// interface is open without a key only as long as no key was ever made.
-///
-/// Examples:
-///   webhook-relay keys create --name shop --scope events:write
-///   webhook-relay keys create --name dashboard --scope read --tenant acme --expires 90d
-///   webhook-relay keys create --name deploy --scope admin --expires 2030-01-01T00:00:00Z --json
+/// The arguments of `keys create`.
 #[derive(clap::Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Create {
     /// What people call it
     #[arg(long, value_parser = name)]
@@ -54,13 +62,8 @@ pub struct Create {
     access: AccessFlags,
 }
 
-/// Lists API keys, newest first, with those that expired or were revoked.
-///
-/// Examples:
-///   webhook-relay keys list
-///   webhook-relay keys list --tenant acme --json
+/// The arguments of `keys list`.
 #[derive(clap::Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct List {
     /// Only those of this tenant
     #[arg(long, value_parser = TenantId::parse)]
@@ -69,11 +72,8 @@ pub struct List {
     access: AccessFlags,
 }
 
-/// Makes an API key void, for good: everything that runs refuses it within a second.
-///
-/// Example: webhook-relay keys revoke 0192f3a4-7c1e-7000-8000-3f2a9d5b6c01   (the id that `keys list` shows)
+/// The arguments of `keys revoke`.
 #[derive(clap::Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct Revoke {
     /// The key's id (not the key)
     id: Uuid,

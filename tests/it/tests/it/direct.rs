@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use async_nats::jetstream;
 use base64::Engine as _;
 use futures_util::StreamExt as _;
@@ -44,6 +45,29 @@ async fn a_published_event_is_delivered_as_it_is() -> anyhow::Result<()> {
     w.sink.wait("/direct", 3).await?;
     assert_eq!(w.sink.received("/direct").len(), 3, "three equal keys are one event");
     assert_eq!(w.sink.wait("/other", 2).await?.len(), 2);
+    Ok(())
+}
+
+/// A new tenant publishes with a user of its own, at once, and only below its own subject.
+#[tokio::test]
+async fn a_new_tenant_has_a_user_of_its_own() -> anyhow::Result<()> {
+    let w = World::start().await?;
+    let made: serde_json::Value = serde_json::from_str(&w.command(&["tenants", "create", "acme", "--json"])?)?;
+    let acme = w.api.with_key(&w.key("acme", "admin", &[])?);
+    acme.endpoint(&w.sink.url("/acme"), json!({})).await?;
+    let url = reqwest::Url::parse(made["nats_url"].as_str().unwrap())?;
+    // This client doesn't take credentials from a URL.
+    let options = async_nats::ConnectOptions::with_user_and_password(
+        url.username().to_owned(),
+        url.password().unwrap().to_owned(),
+    );
+    let js = jetstream::new(options.connect(&w.nats_url).await?);
+    js.publish("relay.events.acme.order.created", "1".into()).await?.await.context("acme's own")?;
+    w.sink.wait("/acme", 1).await?;
+    let (_client, others) = producer(&w).await?;
+    let refused = async { others.publish("relay.events.acme.order.created", "2".into()).await?.await };
+    assert!(!matches!(tokio::time::timeout(Duration::from_millis(300), refused).await, Ok(Ok(_))), "not permitted");
+    assert_eq!(w.sink.received("/acme").len(), 1);
     Ok(())
 }
 
