@@ -2,6 +2,7 @@
 //! what follows from its answer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use relay_bus::Bus;
@@ -21,6 +22,8 @@ const CHECKS_MAX: usize = 500;
 const PAYLOADS_MAX: usize = 16;
 /// Changes of circuits that wait for the ledger at most.
 const TRANSITIONS_MAX: usize = 10_000;
+/// Changes of circuits wait for a batch of results to go with for this long.
+const TRANSITIONS_EVERY: Duration = Duration::from_millis(200);
 
 /// The check, for many jobs at once.
 pub fn checks(
@@ -64,27 +67,52 @@ pub fn payloads(
 }
 
 /// The function that records a batch: the statement, and after its commit the hints that follow from it.
-pub fn write(links: &Links, pod: String) -> impl Fn(Arc<Batch>) -> WriteFuture + Clone + Send + use<> {
-    let writer = Arc::new(Writer { links: links.clone(), pod, unwritten: Mutex::default() });
+pub fn write(writer: Arc<Writer>) -> impl Fn(Arc<Batch>) -> WriteFuture + Clone + Send + use<> {
     move |batch| {
         let writer = Arc::clone(&writer);
         Box::pin(async move { writer.write(&batch).await })
     }
 }
 
-struct Writer {
+/// Writes results and changes of circuits.
+pub struct Writer {
     links: Links,
     pod: String,
-    /// Changes of circuits whose batch failed: they go with the next try of whatever batch comes first.
+    /// Changes of circuits whose statement failed: they go with the next try of whatever comes first.
     unwritten: Mutex<Vec<CircuitEventRow>>,
 }
 
 impl Writer {
+    /// For this pod.
+    pub fn new(links: &Links, pod: String) -> Arc<Self> {
+        Arc::new(Self { links: links.clone(), pod, unwritten: Mutex::default() })
+    }
+
+    /// Writes changes of circuits that no result follows soon, until `stop` fires: a circuit that opened on the last
+    /// delivery there was is on record all the same.
+    pub async fn write_transitions(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(TRANSITIONS_EVERY)).await.is_some() {
+            self.write_waiting_transitions().await;
+        }
+        self.write_waiting_transitions().await;
+    }
+
+    async fn write_waiting_transitions(&self) {
+        let transitions = self.take_transitions();
+        if transitions.is_empty() {
+            return;
+        }
+        if let Err(error) = self.links.store.record_transitions(&self.pod, &transitions).await {
+            tracing::warn!(%error, changes = transitions.len(), "changes of circuits can't be written; they are tried again");
+            self.keep(transitions);
+        }
+    }
+
     fn unwritten(&self) -> MutexGuard<'_, Vec<CircuitEventRow>> {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+    fn take_transitions(&self) -> Vec<CircuitEventRow> {
         let mut transitions = std::mem::take(&mut *self.unwritten());
         transitions.extend(self.links.circuits.take_transitions().into_iter().map(|t| CircuitEventRow {
             endpoint: t.endpoint,
@@ -93,12 +121,21 @@ impl Writer {
             to: t.to.as_str(),
             why: t.why.to_owned(),
         }));
+        transitions
+    }
+
+    fn keep(&self, transitions: Vec<CircuitEventRow>) {
+        let mut unwritten = self.unwritten();
+        unwritten.extend(transitions);
+        unwritten.truncate(TRANSITIONS_MAX);
+    }
+
+    async fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+        let transitions = self.take_transitions();
         let recorded = match self.links.store.record(&batch.results, &self.pod, &transitions).await {
             Ok(recorded) => recorded,
             Err(error) => {
-                let mut unwritten = self.unwritten();
-                unwritten.extend(transitions);
-                unwritten.truncate(TRANSITIONS_MAX);
+                self.keep(transitions);
                 return Err(error);
             }
         };

@@ -109,7 +109,10 @@ impl Deliverer {
             links: links.clone(),
         });
         let limits = recorder::Limits { unrecorded_max: held / 2 };
-        let write = ledger::write(&links, pod);
+        let writer = ledger::Writer::new(&links, pod);
+        let ended = CancellationToken::new();
+        let transitions = tokio::spawn(Arc::clone(&writer).write_transitions(ended.clone()));
+        let write = ledger::write(writer);
         let recorder =
             tokio::spawn(recorder::run(reports, flow.clone(), limits, write, settled_sender, give_up.clone()));
         let speaker = tokio::spawn(drive::speak(words, links.bus.clone()));
@@ -127,7 +130,9 @@ impl Deliverer {
         drive::run(pool, attempts, inbox, outbox).await;
 
         // The pool's end closes the channels of the others, which end when they have done what is in them.
-        for (what, task) in [("recorder", recorder), ("speaker", speaker)] {
+        // What the last results did to circuits is written by then.
+        ended.cancel();
+        for (what, task) in [("recorder", recorder), ("speaker", speaker), ("transitions", transitions)] {
             if let Err(error) = task.await {
                 tracing::error!(%error, what, "a task of the deliverer failed");
             }

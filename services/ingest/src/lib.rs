@@ -10,6 +10,7 @@ mod api;
 mod committer;
 mod config;
 mod fields;
+mod figures;
 mod openapi;
 mod query;
 mod refresh;

@@ -4,7 +4,7 @@
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
 //! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
-//! [`keys`], [`problem`], [`page`] and [`bulk`] serve the REST interface.
+//! [`keys`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface.
 
 pub mod address;
 pub mod answer;
@@ -15,6 +15,7 @@ pub mod delivery;
 pub mod endpoint;
 pub mod event;
 pub mod headers;
+pub mod histogram;
 pub mod ids;
 pub mod job;
 pub mod keys;
@@ -25,6 +26,7 @@ pub mod page;
 pub mod problem;
 pub mod protocol;
 pub mod retry;
+pub mod series;
 pub mod signature;
 pub mod subject;
 mod wire;

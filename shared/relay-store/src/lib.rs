@@ -3,8 +3,8 @@
 //! To read in the order of an event's way: [`directory`] and [`snapshot`](DirectorySnapshot) (whom it is for),
 //! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
 //! again), [`replay`], [`jobs`] and [`close`] (operators and leaders). `connect`, `run` and [`bisect`] carry all of them;
-//! [`events`], [`dead_letters`], [`endpoints`], [`keys`] and [`stats`] serve the interface; `partitions`, [`leader`] and
-//! `retention` the leaders.
+//! [`events`], [`dead_letters`], [`endpoints`], [`keys`], [`stats`], [`series`], [`backlog`] and [`circuit_history`] serve
+//! the interface; `partitions`, [`leader`] and `retention` the leaders.
 //!
 //! To add a query: write it with `sqlx::query!` (or a file in `src/sql` when it is long) in the file of its
 //! purpose, hand it to one of the three runners of [`Store`], and refresh the offline data: with a database that
@@ -13,8 +13,10 @@
 //!
 //! What producers and receivers send is bound as `bytea`: a NUL in a text column fails a whole batch.
 
+pub mod backlog;
 pub mod bisect;
 pub mod check;
+pub mod circuit_history;
 pub mod claim;
 pub mod close;
 mod connect;
@@ -35,6 +37,7 @@ pub mod record;
 pub mod replay;
 mod retention;
 mod run;
+pub mod series;
 mod snapshot;
 mod state_file;
 pub mod stats;
@@ -43,7 +46,9 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+pub use backlog::{Backlog, DUE_MAX};
 pub use check::{TakeKey, Taken};
+pub use circuit_history::{CircuitChange, CircuitEventRow};
 pub use claim::{ClaimBudget, DueEndpoint};
 pub use connect::{Durability, Store, StoreOptions};
 pub use dead_letters::{DeadLetter, LetterFilter, LetterState};
@@ -59,7 +64,8 @@ pub use letter_groups::LetterGroup;
 pub use letters::RawLetter;
 pub use new_event::LetterEvent;
 pub use partitions::{DAYS_AHEAD, DAYS_AHEAD_MAX, DAYS_BACK_MAX};
-pub use record::{CircuitEventRow, Recorded, RecordedBatch};
+pub use record::{Recorded, RecordedBatch};
 pub use replay::{ReplayOutcome, ResendOutcome};
-pub use stats::{Counters, Minute};
+pub use series::SeriesPoint;
+pub use stats::Counters;
 pub use window::{Listed, TOTAL_MAX, Window};

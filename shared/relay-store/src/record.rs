@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use relay_core::delivery::{DeliveryResult, Evidence, Outcome};
-use relay_core::ids::{DeadLetterId, EndpointId, TenantId};
+use relay_core::ids::{DeadLetterId, TenantId};
 use relay_core::protocol::FoldedResult;
 use sqlx::Postgres;
 use sqlx::postgres::{PgArguments, PgRow};
@@ -21,6 +21,7 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::bisect::{Piece, bisect};
+use crate::circuit_history::CircuitEventRow;
 use crate::connect::Store;
 use crate::dispatch::micros;
 use crate::error::{ErrorKind, StoreError};
@@ -54,21 +55,6 @@ pub struct RecordedBatch {
     pub results: Vec<Recorded>,
     /// Tenants of which an endpoint was deactivated: their directory has changed.
     pub deactivated: Vec<TenantId>,
-}
-
-/// A change of a circuit, for the history.
-#[derive(Clone, Debug)]
-pub struct CircuitEventRow {
-    /// The endpoint.
-    pub endpoint: EndpointId,
-    /// When.
-    pub at: DateTime<Utc>,
-    /// From which state.
-    pub from: &'static str,
-    /// To which state.
-    pub to: &'static str,
-    /// Why.
-    pub why: String,
 }
 
 /// How much of a result's evidence is written.
@@ -379,29 +365,6 @@ impl Store {
         }
         error!(%event, %endpoint, error = %why, "a result can't be stored at all");
         Ok(Answer { results: vec![Some(Recorded::Unstorable)], deactivated: Vec::new() })
-    }
-
-    async fn record_transitions(&self, pod: &str, transitions: &[CircuitEventRow]) -> Result<(), StoreError> {
-        let endpoints: Vec<Uuid> = transitions.iter().map(|t| t.endpoint.0).collect();
-        let times: Vec<DateTime<Utc>> = transitions.iter().map(|t| t.at).collect();
-        let from: Vec<&str> = transitions.iter().map(|t| t.from).collect();
-        let to: Vec<&str> = transitions.iter().map(|t| t.to).collect();
-        let why: Vec<&str> = transitions.iter().map(|t| t.why.as_str()).collect();
-        self.keyed
-            .execute(sqlx::query!(
-                "insert into circuit_events (endpoint_id, at, from_state, to_state, why, pod)
-                select x.endpoint_id, x.at, x.from_state, x.to_state, x.why, $6
-                from unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[]) as x (endpoint_id, at, from_state, to_state, why)
-                on conflict do nothing",
-                &endpoints,
-                &times,
-                &from as _,
-                &to as _,
-                &why as _,
-                pod
-            ))
-            .await
-            .map(|_| ())
     }
 }
 

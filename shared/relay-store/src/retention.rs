@@ -60,12 +60,20 @@ impl Store {
             .await
     }
 
-    /// Deletes folded minutes and circuit changes before `before`. Returns how many.
+    /// Deletes folded minutes, hours and circuit changes before `before`. Returns how many.
     pub async fn forget_history(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
         let minutes = self
             .queries
             .execute(sqlx::query!(
                 "delete from stats_minutes m where m.ctid = any(array(select x.ctid from stats_minutes x where x.minute < $1 limit $2))",
+                before,
+                DELETE_ROWS_MAX
+            ))
+            .await?;
+        let hours = self
+            .queries
+            .execute(sqlx::query!(
+                "delete from stats_hours h where h.ctid = any(array(select x.ctid from stats_hours x where x.hour < $1 limit $2))",
                 before,
                 DELETE_ROWS_MAX
             ))
@@ -78,7 +86,7 @@ impl Store {
                 DELETE_ROWS_MAX
             ))
             .await?;
-        Ok(minutes + circuits)
+        Ok(minutes + hours + circuits)
     }
 
     async fn copy_payloads_below(&self, floor: Uuid) -> Result<u64, StoreError> {

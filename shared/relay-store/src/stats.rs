@@ -1,16 +1,15 @@
 //! Statistics: read as folded totals and what isn't folded yet, never by counting. Counters are net: a replayed
 //! dead letter takes its one back. The nil endpoint stands for the whole tenant.
-//! Read by the interface; folded by a leader every few seconds.
+//! Read by the interface; folded by a leader every few seconds. Times of day and percentiles: `series`; what waits:
+//! `backlog`.
 
-use chrono::{DateTime, Utc};
 use relay_core::ids::{EndpointId, TenantId};
-use uuid::Uuid;
 
 use crate::connect::Store;
 use crate::error::StoreError;
 
 /// Rows that one folding takes: it stays far below its deadline however much has piled up.
-const FOLD_ROWS_MAX: i64 = 50_000;
+const FOLD_ROWS_MAX: i64 = 10_000;
 
 /// The counters of an endpoint or a tenant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,15 +54,6 @@ impl Counters {
     }
 }
 
-/// One minute of an endpoint, or of a tenant.
-#[derive(Clone, Copy, Debug)]
-pub struct Minute {
-    /// Its start.
-    pub minute: DateTime<Utc>,
-    /// What changed in it.
-    pub counters: Counters,
-}
-
 macro_rules! counters {
     ($row:expr) => {
         Counters {
@@ -80,6 +70,8 @@ macro_rules! counters {
         }
     };
 }
+
+pub(crate) use counters;
 
 impl Store {
     /// An endpoint's counters.
@@ -129,29 +121,7 @@ impl Store {
         Ok(counters!(row))
     }
 
-    /// The folded minutes since `since`, oldest first; `None` for the whole tenant.
-    pub async fn minutes(
-        &self,
-        tenant: &TenantId,
-        endpoint: Option<EndpointId>,
-        since: DateTime<Utc>,
-    ) -> Result<Vec<Minute>, StoreError> {
-        let endpoint = endpoint.map_or(Uuid::nil(), |e| e.0);
-        let rows = self
-            .queries
-            .all(sqlx::query!(
-                "select m.minute, m.events, m.unmatched, m.opened, m.delivered, m.dead_lettered, m.discarded, m.retrying, m.attempts_ok,
-                    m.attempts_failed, m.latency_us_sum
-                from stats_minutes m where m.endpoint_id = $1 and m.tenant = $2 and m.minute >= $3 order by m.minute",
-                endpoint,
-                tenant.as_str(),
-                since
-            ))
-            .await?;
-        Ok(rows.into_iter().map(|r| Minute { minute: r.minute, counters: counters!(r) }).collect())
-    }
-
-    /// Folds deltas into minutes and totals, of each endpoint and of each tenant. Returns how many were folded.
+    /// Folds deltas into minutes, hours and totals, of each endpoint and of each tenant. Returns how many were folded.
     pub async fn fold(&self) -> Result<usize, StoreError> {
         let folded = self.queries.one(sqlx::query_file_scalar!("src/sql/fold.sql", FOLD_ROWS_MAX)).await?;
         Ok(usize::try_from(folded).unwrap_or(0))

@@ -16,7 +16,7 @@ e as (
     select i.id, i.tenant, i.type, i.endpoint_id, i.accepted_at, i.idempotency_key, i.trace, i.fanout, i.payload
     from i where i.fresh and i.known is null
     on conflict do nothing
-    returning id, tenant, type, fanout, payload
+    returning id, tenant, type, fanout, payload, accepted_at
 ),
 aliases as (
     insert into event_aliases (id, event_id)
@@ -32,8 +32,8 @@ aliases as (
     on conflict do nothing
 ),
 opened as (
-    insert into open_deliveries (event_id, endpoint_id, tenant, due_at, leased, claim, lane)
-    select e.id, d.endpoint_id, e.tenant, now() + d.lease_us * interval '1 microsecond', d.leased, d.leased::int, d.lane
+    insert into open_deliveries (event_id, endpoint_id, tenant, due_at, leased, claim, lane, opened_at)
+    select e.id, d.endpoint_id, e.tenant, now() + d.lease_us * interval '1 microsecond', d.leased, d.leased::int, d.lane, e.accepted_at
     from e join unnest($17::uuid[], $18::uuid[], $19::boolean[], $20::bigint[], $21::smallint[])
         as d (event_id, endpoint_id, leased, lease_us, lane) on d.event_id = e.id
     on conflict do nothing

@@ -11,16 +11,52 @@ spread as materialized (
     select d.tenant, '00000000-0000-0000-0000-000000000000'::uuid, date_trunc('minute', d.at), d.events, d.unmatched, d.opened, d.delivered, d.dead_lettered, d.discarded, d.retrying, d.attempts_ok, d.attempts_failed, d.latency_us_sum from taken d
     where d.endpoint_id <> '00000000-0000-0000-0000-000000000000'
 ),
-minutes as (
-    insert into stats_minutes as t (tenant, endpoint_id, minute, events, unmatched, opened, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum)
+-- The samples likewise, merged into one array for each row that is written.
+samples as materialized (
+    select d.tenant, d.endpoint_id, date_trunc('minute', d.at) as minute, b.bucket::bigint as bucket, count(*) as samples
+    from taken d cross join lateral unnest(d.buckets) as b (bucket) group by 1, 2, 3, 4
+),
+spread_samples as materialized (
+    select s.* from samples s
+    union all
+    select s.tenant, '00000000-0000-0000-0000-000000000000'::uuid, s.minute, s.bucket, s.samples from samples s where s.endpoint_id <> '00000000-0000-0000-0000-000000000000'
+),
+minute_buckets as materialized (
+    select x.tenant, x.endpoint_id, x.minute, array_agg((x.bucket << 40) | x.samples order by x.bucket) as buckets
+    from (select s.tenant, s.endpoint_id, s.minute, s.bucket, sum(s.samples)::bigint as samples from spread_samples s group by 1, 2, 3, 4) x
+    group by 1, 2, 3
+),
+hour_buckets as materialized (
+    select x.tenant, x.endpoint_id, x.hour, array_agg((x.bucket << 40) | x.samples order by x.bucket) as buckets
+    from (
+        select s.tenant, s.endpoint_id, date_trunc('hour', s.minute, 'UTC') as hour, s.bucket, sum(s.samples)::bigint as samples
+        from spread_samples s group by 1, 2, 3, 4
+    ) x
+    group by 1, 2, 3
+),
+minute_sums as materialized (
     select x.tenant, x.endpoint_id, x.minute, sum(x.events)::bigint as events, sum(x.unmatched)::bigint as unmatched, sum(x.opened)::bigint as opened, sum(x.delivered)::bigint as delivered, sum(x.dead_lettered)::bigint as dead_lettered, sum(x.discarded)::bigint as discarded, sum(x.retrying)::bigint as retrying, sum(x.attempts_ok)::bigint as attempts_ok, sum(x.attempts_failed)::bigint as attempts_failed, sum(x.latency_us_sum)::bigint as latency_us_sum
-    from spread x group by x.endpoint_id, x.minute, x.tenant order by x.endpoint_id, x.minute, x.tenant
-    on conflict (endpoint_id, minute, tenant) do update set events = t.events + excluded.events, unmatched = t.unmatched + excluded.unmatched, opened = t.opened + excluded.opened, delivered = t.delivered + excluded.delivered, dead_lettered = t.dead_lettered + excluded.dead_lettered, discarded = t.discarded + excluded.discarded, retrying = t.retrying + excluded.retrying, attempts_ok = t.attempts_ok + excluded.attempts_ok, attempts_failed = t.attempts_failed + excluded.attempts_failed, latency_us_sum = t.latency_us_sum + excluded.latency_us_sum
+    from spread x group by x.endpoint_id, x.minute, x.tenant
+),
+minutes as (
+    insert into stats_minutes as t (tenant, endpoint_id, minute, events, unmatched, opened, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum, buckets)
+    select m.tenant, m.endpoint_id, m.minute, m.events, m.unmatched, m.opened, m.delivered, m.dead_lettered, m.discarded, m.retrying, m.attempts_ok, m.attempts_failed, m.latency_us_sum, coalesce(b.buckets, '{}')
+    from minute_sums m left join minute_buckets b using (tenant, endpoint_id, minute) order by m.endpoint_id, m.minute, m.tenant
+    on conflict (endpoint_id, minute, tenant) do update set events = t.events + excluded.events, unmatched = t.unmatched + excluded.unmatched, opened = t.opened + excluded.opened, delivered = t.delivered + excluded.delivered, dead_lettered = t.dead_lettered + excluded.dead_lettered, discarded = t.discarded + excluded.discarded, retrying = t.retrying + excluded.retrying, attempts_ok = t.attempts_ok + excluded.attempts_ok, attempts_failed = t.attempts_failed + excluded.attempts_failed, latency_us_sum = t.latency_us_sum + excluded.latency_us_sum, buckets = case when excluded.buckets = '{}' then t.buckets else relay_merge_buckets(t.buckets || excluded.buckets) end
+),
+hours as (
+    insert into stats_hours as t (tenant, endpoint_id, hour, events, unmatched, opened, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum, buckets)
+    select h.tenant, h.endpoint_id, h.hour, h.events, h.unmatched, h.opened, h.delivered, h.dead_lettered, h.discarded, h.retrying, h.attempts_ok, h.attempts_failed, h.latency_us_sum, coalesce(b.buckets, '{}')
+    from (
+        select x.tenant, x.endpoint_id, date_trunc('hour', x.minute, 'UTC') as hour, sum(x.events)::bigint as events, sum(x.unmatched)::bigint as unmatched, sum(x.opened)::bigint as opened, sum(x.delivered)::bigint as delivered, sum(x.dead_lettered)::bigint as dead_lettered, sum(x.discarded)::bigint as discarded, sum(x.retrying)::bigint as retrying, sum(x.attempts_ok)::bigint as attempts_ok, sum(x.attempts_failed)::bigint as attempts_failed, sum(x.latency_us_sum)::bigint as latency_us_sum
+        from minute_sums x group by 1, 2, 3
+    ) h left join hour_buckets b using (tenant, endpoint_id, hour) order by h.endpoint_id, h.hour, h.tenant
+    on conflict (endpoint_id, hour, tenant) do update set events = t.events + excluded.events, unmatched = t.unmatched + excluded.unmatched, opened = t.opened + excluded.opened, delivered = t.delivered + excluded.delivered, dead_lettered = t.dead_lettered + excluded.dead_lettered, discarded = t.discarded + excluded.discarded, retrying = t.retrying + excluded.retrying, attempts_ok = t.attempts_ok + excluded.attempts_ok, attempts_failed = t.attempts_failed + excluded.attempts_failed, latency_us_sum = t.latency_us_sum + excluded.latency_us_sum, buckets = case when excluded.buckets = '{}' then t.buckets else relay_merge_buckets(t.buckets || excluded.buckets) end
 ),
 totals as (
     insert into stats_totals as t (tenant, endpoint_id, events, unmatched, opened, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum)
     select x.tenant, x.endpoint_id, sum(x.events)::bigint as events, sum(x.unmatched)::bigint as unmatched, sum(x.opened)::bigint as opened, sum(x.delivered)::bigint as delivered, sum(x.dead_lettered)::bigint as dead_lettered, sum(x.discarded)::bigint as discarded, sum(x.retrying)::bigint as retrying, sum(x.attempts_ok)::bigint as attempts_ok, sum(x.attempts_failed)::bigint as attempts_failed, sum(x.latency_us_sum)::bigint as latency_us_sum
-    from spread x group by x.tenant, x.endpoint_id order by x.tenant, x.endpoint_id
+    from minute_sums x group by x.tenant, x.endpoint_id order by x.tenant, x.endpoint_id
     on conflict (tenant, endpoint_id) do update set events = t.events + excluded.events, unmatched = t.unmatched + excluded.unmatched, opened = t.opened + excluded.opened, delivered = t.delivered + excluded.delivered, dead_lettered = t.dead_lettered + excluded.dead_lettered, discarded = t.discarded + excluded.discarded, retrying = t.retrying + excluded.retrying, attempts_ok = t.attempts_ok + excluded.attempts_ok, attempts_failed = t.attempts_failed + excluded.attempts_failed, latency_us_sum = t.latency_us_sum + excluded.latency_us_sum
 )
 select count(*) as "folded!" from taken

@@ -14,14 +14,14 @@ a as (
         as x (event_id, endpoint_id, id, number, attempted_at, success, http_status, error_class, error, total_us, connect_us, first_byte_us,
             request_headers, response_headers, response_excerpt)
     on conflict do nothing
-    returning endpoint_id, success, total_us
+    returning endpoint_id, success, total_us, http_status
 ),
 -- A 2xx counts whatever its claim, if its number is above the row's base; a final failure only for the row it was sent for.
 gone as (
     delete from open_deliveries o using i
     where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id
         and case i.kind when 1 then i.attempts + 1 > o.base when 3 then o.claim = i.claim and o.attempts = i.attempts else false end
-    returning i.n, i.kind, o.event_id, o.endpoint_id, o.tenant, o.claim, o.base, o.lane, o.attempts > o.base as was_retrying,
+    returning i.n, i.kind, o.event_id, o.endpoint_id, o.tenant, o.claim, o.base, o.lane, o.opened_at, o.attempts > o.base as was_retrying,
         case i.kind when 1 then greatest(o.attempts, i.after) else i.after end as attempts,
         i.reason, i.last_status, i.last_error, i.letter_id, i.deactivate
 ),
@@ -83,19 +83,21 @@ deactivated as (
     where e.id = x.endpoint_id and e.tenant = r.id and e.is_active
 ),
 statistics as (
-    insert into stats_delta (tenant, endpoint_id, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum)
+    insert into stats_delta (tenant, endpoint_id, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum, buckets)
     select coalesce(max(x.tenant), (select p.tenant from endpoints p where p.id = x.endpoint_id), '_relay'), x.endpoint_id,
         sum(x.delivered)::int, sum(x.dead)::int, sum(x.discarded)::int, sum(x.retrying)::int, sum(x.ok)::int, sum(x.failed)::int,
-        sum(x.latency)::bigint
+        sum(x.latency)::bigint, coalesce(array_agg(x.bucket) filter (where x.bucket is not null), '{}')
     from (
         select null::text as tenant, a.endpoint_id, 0 as delivered, 0 as dead, 0 as discarded, 0 as retrying, a.success::int as ok,
-            (not a.success)::int as failed, case when a.success then a.total_us else 0 end as latency from a
+            (not a.success)::int as failed, case when a.success then a.total_us else 0 end as latency,
+            case when a.http_status is not null then relay_bucket(a.total_us) end as bucket from a
         union all
-        select g.tenant, g.endpoint_id, (g.kind = 1)::int, (g.kind = 3)::int, 0, -(g.was_retrying::int), 0, 0, 0 from gone g
+        select g.tenant, g.endpoint_id, (g.kind = 1)::int, (g.kind = 3)::int, 0, -(g.was_retrying::int), 0, 0, 0,
+            case when g.kind = 1 then (512 + relay_bucket((extract(epoch from now() - g.opened_at) * 1000000)::bigint))::smallint end from gone g
         union all
-        select k.tenant, k.endpoint_id, 0, 0, 0, 1, 0, 0, 0 from kept k where k.kind = 2 and k.was_first
+        select k.tenant, k.endpoint_id, 0, 0, 0, 1, 0, 0, 0, null from kept k where k.kind = 2 and k.was_first
         union all
-        select l.tenant, l.endpoint_id, 1, -((l.was = 2)::int), -((l.was = 3)::int), 0, 0, 0, 0 from late l
+        select l.tenant, l.endpoint_id, 1, -((l.was = 2)::int), -((l.was = 3)::int), 0, 0, 0, 0, null from late l
     ) x
     group by x.endpoint_id
 )

@@ -9,6 +9,7 @@ mod keys;
 mod plans;
 mod recording;
 mod replaying;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

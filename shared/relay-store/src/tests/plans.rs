@@ -75,6 +75,8 @@ async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
         ("letters_oldest", include_str!("../sql/letters_oldest.sql")),
         ("letters_count", include_str!("../sql/letters_count.sql")),
         ("letter_groups", include_str!("../sql/letter_groups.sql")),
+        ("backlog", include_str!("../sql/backlog.sql")),
+        ("series", include_str!("../sql/series.sql")),
     ] {
         let plan = generic_plan(sql, keyed.conn()).await;
         assert_no_scan(what, &plan);
@@ -95,6 +97,19 @@ async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
             assert!(!plan.iter().any(|l| l.contains("_202") || l.contains("_203")), "{what}:\n{}", plan.join("\n"));
         }
     }
+
+    // Statistics look at nothing that grows with the events, but the head of the queue.
+    let mut queries = ledger.queries.hold().await.unwrap();
+    let plan = generic_plan(include_str!("../sql/series.sql"), queries.conn()).await.join("\n");
+    assert!(["events", "attempts", "deliveries", "dead_letters"].iter().all(|t| !plan.contains(t)), "{plan}");
+    queries.give_back();
+    let plan = generic_plan(include_str!("../sql/backlog.sql"), keyed.conn()).await.join("\n");
+    assert_eq!(
+        plan.matches("using open_deliveries_due").count(),
+        plan.matches("open_deliveries").count() / 2,
+        "{plan}"
+    );
+    assert!(plan.matches("Limit").count() >= 3 && !plan.contains("_202"), "{plan}");
     dispatch.give_back();
     keyed.give_back();
 }

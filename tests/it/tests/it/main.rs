@@ -17,3 +17,4 @@ mod outages;
 mod restarts;
 mod services;
 mod start;
+mod statistics;

@@ -1,14 +1,16 @@
-//! `GET /api/v1/endpoints/{endpoint_id}/stats`. Reading it changes nothing.
+//! `GET /api/v1/endpoints/{endpoint_id}/stats` and `…/stats/series`. Reading them changes nothing.
 
 use axum::Json;
 use axum::extract::{Path, State};
 use relay_runtime::auth::Caller;
+use relay_runtime::extract::QueryParams;
 use relay_runtime::openapi::{CommonProblems, ProblemBody};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::Api;
+use crate::figures::{Details, Series, SeriesParams, range};
 use crate::query;
 use crate::refusal::Refusal;
 use crate::shapes::two_decimals;
@@ -31,12 +33,15 @@ pub struct EndpointStats {
     avg_latency_ms: Option<f64>,
     /// `closed`, `open` or `half_open`.
     circuit_state: &'static str,
+    #[serde(flatten)]
+    details: Details,
 }
 
 /// Statistics of an endpoint
 #[utoipa::path(
     get,
     path = "/api/v1/endpoints/{endpoint_id}/stats",
+    description = "Kept up to date by everything that changes a delivery, never counted when asked. Percentiles are those of the last 24 hours.",
     tag = "endpoints",
     operation_id = "get_endpoint_stats",
     params(("endpoint_id" = uuid::Uuid, Path)),
@@ -56,6 +61,7 @@ pub async fn stats(
     let store = &api.links.store;
     store.get_endpoint(&tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
     let counters = store.endpoint_stats(&tenant, id).await?;
+    let details = Details::read(&api, &tenant, Some(id), &counters).await?;
     Ok(Json(EndpointStats {
         endpoint_id: id.0,
         total_events: counters.opened,
@@ -66,5 +72,32 @@ pub async fn stats(
         success_rate: counters.success_rate().map(two_decimals),
         avg_latency_ms: counters.avg_latency_ms().map(two_decimals),
         circuit_state: api.links.circuits.state(id).state.as_str(),
+        details,
     }))
+}
+
+/// Statistics of an endpoint by minute or hour
+#[utoipa::path(
+    get,
+    path = "/api/v1/endpoints/{endpoint_id}/stats/series",
+    description = "For plots: a point for each minute or hour, up to date within the second.",
+    tag = "endpoints",
+    operation_id = "get_endpoint_stats_series",
+    params(("endpoint_id" = uuid::Uuid, Path), SeriesParams),
+    responses(
+        (status = 200, description = "The points, oldest first", body = Series),
+        (status = 404, description = "There is no such endpoint", body = ProblemBody, content_type = "application/problem+json"),
+        CommonProblems,
+    )
+)]
+pub async fn series(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+    parameters: QueryParams,
+) -> Result<Json<Series>, Refusal> {
+    let id = query::id("endpoint_id", &id)?;
+    let range = range(&parameters, api.links.clock.now())?;
+    api.links.store.get_endpoint(&caller.tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
+    Series::read(&api, &caller.tenant, Some(id), range).await
 }
