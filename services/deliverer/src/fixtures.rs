@@ -11,7 +11,7 @@ use relay_core::event::EventType;
 use relay_core::ids::{EndpointId, EventId, TenantId};
 use relay_core::job::Job;
 use relay_core::matching::TypeFilter;
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{Schemes, SigningSecret};
 use uuid::Uuid;
 
 /// An active endpoint with the default settings.
@@ -26,9 +26,11 @@ pub fn endpoint(url: &str) -> Endpoint {
         retry: RetrySettings::default(),
         timeout: Duration::from_secs(30),
         circuit: CircuitRule::default(),
-        secrets: Secrets { current: SigningSecret::generate([7; 32]), previous: None, rotated_at: None },
+        schemes: Schemes::default(),
+        secrets: Secrets::of(SigningSecret::generate([7; 32])),
         is_active: true,
         paused: false,
+        discard_before: None,
         created_at: DateTime::UNIX_EPOCH,
         updated_at: None,
         version: 1,

@@ -59,7 +59,7 @@ pub struct Prepared {
     /// The fixed headers, as the attempt log shows them.
     fixed_lines: Bytes,
     signer: Signer,
-    /// Signs with both secrets until then.
+    /// Signs with both secrets and keys until then.
     overlap: Option<(Signer, DateTime<Utc>)>,
 }
 
@@ -83,8 +83,8 @@ impl Prepared {
             url: template.url().clone(),
             fixed_lines: header_lines(&fixed),
             fixed,
-            signer: Signer::new(&secrets.current, None),
-            overlap: secrets.previous.as_ref().map(|(old, until)| (Signer::new(&secrets.current, Some(old)), *until)),
+            signer: Signer::new(endpoint.schemes, secrets, false),
+            overlap: secrets.previous.as_ref().map(|old| (Signer::new(endpoint.schemes, secrets, true), old.until)),
             endpoint,
         })
     }
@@ -112,8 +112,12 @@ impl Prepared {
         put(X_EVENT_TYPE, job.event_type.as_str().to_owned());
         put(X_TIMESTAMP, stamp.to_string());
         put(TIMESTAMP, stamp.to_string());
-        put(X_SIGNATURE, signatures.x_webhook_signature);
-        put(SIGNATURE, signatures.webhook_signature);
+        for (name, value) in [(X_SIGNATURE, signatures.x_webhook_signature), (SIGNATURE, signatures.webhook_signature)]
+        {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
         if let Some(trace) = &job.trace {
             put(TRACEPARENT, trace.as_ref().to_owned());
         }
@@ -188,7 +192,8 @@ mod tests {
     use super::*;
     use crate::fixtures::{endpoint, job};
     use relay_core::address::AddressPolicy;
-    use relay_core::signature::{SigningSecret, verify_inbound};
+    use relay_core::endpoint::PreviousSecrets;
+    use relay_core::signature::{Inbound, Schemes, SigningKey, SigningSecret, verify, verify_inbound};
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000, 0).unwrap()
@@ -257,7 +262,8 @@ mod tests {
     fn both_secrets_sign_until_the_overlap_ends() {
         let mut endpoint = endpoint("https://hooks.example.com/");
         let old = SigningSecret::generate([9; 32]);
-        endpoint.secrets.previous = Some((old.clone(), now() + chrono::Duration::seconds(10)));
+        let until = now() + chrono::Duration::seconds(10);
+        endpoint.secrets.previous = Some(PreviousSecrets { secret: old.clone(), key: None, until });
         let prepared = prepared(endpoint);
         let signed = |at: DateTime<Utc>| {
             let request = prepared.request(&job(7), &Bytes::from_static(b"1"), at);
@@ -266,6 +272,29 @@ mod tests {
         };
         assert!(signed(now()));
         assert!(!signed(now() + chrono::Duration::seconds(10)));
+    }
+
+    #[test]
+    fn an_endpoint_gets_the_signatures_that_it_chose() {
+        let mut endpoint = endpoint("https://hooks.example.com/");
+        let key = SigningKey::generate([3; 32]);
+        let public = key.public().to_string();
+        endpoint.schemes = Schemes::parse(&["standard-v1a"]).unwrap();
+        endpoint.secrets.key = Some(key);
+        let shown = format!("{endpoint:?}");
+        let request = prepared(endpoint.clone()).request(&job(7), &Bytes::from_static(b"1"), now());
+        assert!(!request.headers().contains_key("x-webhook-signature"));
+        let header = |name: &str| request.headers()[name].as_bytes();
+        let inbound = Inbound {
+            webhook_id: Some(header("webhook-id")),
+            webhook_timestamp: Some(header("webhook-timestamp")),
+            webhook_signature: Some(header("webhook-signature")),
+            public_key: Some(public.as_bytes()),
+            ..Inbound::default()
+        };
+        assert!(verify(&inbound, b"1", now().timestamp()).valid());
+        assert!(!verify(&inbound, b"2", now().timestamp()).valid());
+        assert!(!shown.contains(endpoint.secrets.key.unwrap().expose()) && !shown.contains("whsec_"), "{shown}");
     }
 
     #[test]

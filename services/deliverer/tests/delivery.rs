@@ -20,7 +20,7 @@ use relay_core::ids::{EndpointId, EventId, TenantId, uuid_v7};
 use relay_core::job::{self, Job};
 use relay_core::matching::TypeFilter;
 use relay_core::protocol::{PlannedDelivery, PlannedEvent};
-use relay_core::signature::{SigningSecret, verify_inbound};
+use relay_core::signature::{Schemes, SigningSecret, verify_inbound};
 use relay_core::subject::Lane;
 use relay_runtime::clock::Clock;
 use relay_runtime::random;
@@ -108,6 +108,8 @@ impl World {
                 retry: RetrySettings { schedule_seconds: Some(vec![3600]), ..RetrySettings::default() },
                 timeout: Duration::from_secs(20),
                 circuit: CircuitRule { threshold: 2, ..CircuitRule::default() },
+                schemes: Schemes::default(),
+                key: None,
                 secret: SigningSecret::generate([7; 32]),
                 is_active: true,
             })

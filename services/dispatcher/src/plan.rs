@@ -42,7 +42,7 @@ fn plan(
                     error: "Endpoint is inactive".to_owned(),
                 });
             }
-            Some(endpoint) if endpoint.filter.matches(folded.event.event_type.as_str()) => {
+            Some(endpoint) if endpoint.takes(folded.event.event_type.as_str()) => {
                 deliveries.push(deliver(endpoint, holds));
             }
             // The endpoint doesn't want this type: stored as unmatched, so it is seen.

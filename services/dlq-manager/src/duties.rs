@@ -1,5 +1,6 @@
-//! What one of all managers does for the ledger, as long as it leads: closes what waits for deactivated endpoints,
-//! folds statistics, carries jobs on letters out, makes the partitions of the days ahead, drops what is past its time.
+//! What one of all managers does for the ledger, as long as it leads: closes what waits for deactivated endpoints, ends
+//! pauses that leave their backlog out, folds statistics, carries jobs on letters out, makes the partitions of the days
+//! ahead, drops what is past its time.
 //!
 //! Invariant: every duty is safe to repeat and safe with two leaders, so losing the lead half-way hurts nobody.
 
@@ -7,6 +8,7 @@ mod close;
 mod fold;
 mod jobs;
 mod lead;
+mod resume;
 mod retention;
 
 use relay_store::StoreError;
@@ -24,6 +26,8 @@ pub async fn run(api: Api, retention: Retention, holder: String, stop: Cancellat
     let tasks = TaskTracker::new();
     let hints = links.bus.subscribe_hints(relay_core::subject::HINT_DIRECTORY);
     tasks.spawn(close::run(links.store.clone(), hints, leading.clone(), stop.clone()));
+    let hints = links.bus.subscribe_hints(relay_core::subject::HINT_DIRECTORY);
+    tasks.spawn(resume::run(links.clone(), hints, leading.clone(), stop.clone()));
     tasks.spawn(fold::run(links.store.clone(), leading.clone(), stop.clone()));
     tasks.spawn(jobs::run(api, leading.clone(), stop.clone()));
     tasks.spawn(retention::run(links.store.clone(), retention, leading, stop.clone()));

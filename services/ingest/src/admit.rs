@@ -130,7 +130,7 @@ pub fn fits(draft: &Draft, tenant: &TenantId, known: Option<&Endpoint>) -> Resul
     if !endpoint.is_active {
         return Err(Refusal::InactiveEndpoint);
     }
-    if !endpoint.filter.matches(draft.event_type.as_str()) {
+    if !endpoint.takes(draft.event_type.as_str()) {
         return Err(Refusal::TypeNotAccepted(draft.event_type.as_str().to_owned()));
     }
     Ok(())

@@ -7,13 +7,13 @@ use relay_core::address::{self, AddressPolicy};
 use relay_core::endpoint::limits;
 use relay_core::headers;
 use relay_core::matching::TypeFilter;
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{InvalidSchemes, Schemes, SigningSecret};
 use serde_json::value::RawValue;
 
 use crate::fields::{self, Faults, is_null};
 use crate::refusal::Refusal;
 
-const FIELDS: &[&str; 15] = &[
+const FIELDS: &[&str; 16] = &[
     "name",
     "url",
     "max_retries",
@@ -29,6 +29,7 @@ const FIELDS: &[&str; 15] = &[
     "is_active",
     "paused",
     "signing_secret",
+    "signature_schemes",
 ];
 
 /// What a request says about an endpoint; `None` where it says nothing (or `null`).
@@ -64,6 +65,8 @@ pub struct Settings {
     pub paused: Option<bool>,
     /// A secret to move in with.
     pub signing_secret: Option<SigningSecret>,
+    /// Which signatures its deliveries carry.
+    pub signature_schemes: Option<Schemes>,
 }
 
 /// Reads the body of a creation: name and URL must be there.
@@ -79,7 +82,10 @@ pub fn creation(body: &[u8], policy: &AddressPolicy) -> Result<Settings, Refusal
 
 /// Reads the body of a change: only what is there is changed.
 pub fn change(body: &[u8], policy: &AddressPolicy) -> Result<Settings, Refusal> {
-    let (settings, faults) = read(body, policy)?;
+    let (settings, mut faults) = read(body, policy)?;
+    if settings.signing_secret.is_some() {
+        faults.add("signing_secret", "is changed by rotate-secret, which lets the old one overlap");
+    }
     faults.is_empty().then_some(settings).ok_or(Refusal::Invalid(faults.0))
 }
 
@@ -120,6 +126,7 @@ fn read(body: &[u8], policy: &AddressPolicy) -> Result<(Settings, Faults), Refus
         is_active: given("is_active").and_then(|(n, v)| f.boolean(n, v)),
         paused: given("paused").and_then(|(n, v)| f.boolean(n, v)),
         signing_secret: given("signing_secret").and_then(|(n, v)| f.secret(n, v)),
+        signature_schemes: given("signature_schemes").and_then(|(n, v)| schemes(f, n, v)),
     };
     Ok((settings, faults))
 }
@@ -169,6 +176,16 @@ fn schedule(faults: &mut Faults, value: &RawValue) -> Option<Vec<u32>> {
 fn filter(faults: &mut Faults, name: &str, value: &RawValue) -> Option<TypeFilter> {
     let types = faults.strings(name, value)?;
     TypeFilter::parse(&types).map_err(|e| faults.add(format!("{name}.{}", e.index), e.why)).ok()
+}
+
+fn schemes(faults: &mut Faults, name: &str, value: &RawValue) -> Option<Schemes> {
+    let names = faults.strings(name, value)?;
+    Schemes::parse(&names)
+        .map_err(|why| match why {
+            InvalidSchemes::Empty => faults.add(name, why),
+            InvalidSchemes::Unknown(index) => faults.add(format_args!("{name}.{index}"), why),
+        })
+        .ok()
 }
 
 fn custom_headers(faults: &mut Faults, name: &str, value: &RawValue) -> Option<BTreeMap<String, String>> {
@@ -258,6 +275,23 @@ mod tests {
         let settings = creation(good.as_bytes(), &policy()).unwrap();
         assert!(settings.event_types_filter.unwrap().matches("order.created"));
         assert_eq!(settings.custom_headers.unwrap()["X-A"], "b");
+    }
+
+    #[test]
+    fn schemes_are_a_list_of_names() {
+        let good = creation(with(r#","signature_schemes":["standard-v1a"]"#).as_bytes(), &policy()).unwrap();
+        assert_eq!(good.signature_schemes.unwrap().names(), ["standard-v1a"]);
+        assert_eq!(wrong(&with(r#","signature_schemes":[]"#)), ["body.signature_schemes"]);
+        assert_eq!(wrong(&with(r#","signature_schemes":["standard-v1","v2"]"#)), ["body.signature_schemes.1"]);
+        assert_eq!(wrong(&with(r#","signature_schemes":"standard-v1""#)), ["body.signature_schemes"]);
+    }
+
+    #[test]
+    fn a_change_changes_no_secret() {
+        let refused = change(br#"{"signing_secret":"correct-horse-battery"}"#, &policy()).unwrap_err();
+        let Refusal::Invalid(errors) = &refused else { panic!("{refused:?}") };
+        assert_eq!(errors[0].field, "body.signing_secret");
+        assert!(!format!("{refused:?}").contains("horse"));
     }
 
     #[test]

@@ -38,8 +38,16 @@ pub struct EndpointShape {
     circuit_recovery_seconds: u64,
     is_active: bool,
     paused: bool,
-    /// Until when deliveries are signed with the previous secret as well.
+    /// A resume is under way: what was accepted before is being discarded, and then the pause ends.
+    discard_before: Option<DateTime<Utc>>,
+    /// Which signatures deliveries carry.
+    signature_schemes: Vec<&'static str>,
+    /// `whpk_` and base64: verifies the `v1a` signatures of Standard Webhooks.
+    public_key: Option<String>,
+    /// Until when deliveries are signed with the previous secret (and key) as well.
     previous_secret_until: Option<DateTime<Utc>>,
+    /// The previous key's public half, until then.
+    previous_public_key: Option<String>,
     created_at: DateTime<Utc>,
     updated_at: Option<DateTime<Utc>>,
 }
@@ -48,6 +56,7 @@ impl EndpointShape {
     /// What `endpoint` looks like at `now`.
     pub fn new(endpoint: &Endpoint, now: DateTime<Utc>) -> Self {
         let schedule = endpoint.retry.schedule_seconds.clone();
+        let previous = endpoint.secrets.previous.as_ref().filter(|p| p.until > now);
         let attempts = schedule.as_ref().and_then(|delays| u32::try_from(delays.len() + 1).ok());
         Self {
             id: endpoint.id.0,
@@ -65,12 +74,11 @@ impl EndpointShape {
             circuit_recovery_seconds: endpoint.circuit.recovery.as_secs(),
             is_active: endpoint.is_active,
             paused: endpoint.paused,
-            previous_secret_until: endpoint
-                .secrets
-                .previous
-                .as_ref()
-                .map(|(_, until)| *until)
-                .filter(|until| *until > now),
+            discard_before: endpoint.discard_before,
+            signature_schemes: endpoint.schemes.names(),
+            public_key: endpoint.secrets.key.as_ref().map(|key| key.public().to_string()),
+            previous_secret_until: previous.map(|p| p.until),
+            previous_public_key: previous.and_then(|p| p.key.as_ref()).map(|key| key.public().to_string()),
             created_at: endpoint.created_at,
             updated_at: endpoint.updated_at,
         }

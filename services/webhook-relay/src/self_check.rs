@@ -16,7 +16,7 @@ use relay_core::event::{Event, EventType};
 use relay_core::ids::{EndpointId, EventId, TenantId, uuid_v7};
 use relay_core::matching::TypeFilter;
 use relay_core::page::PageRequest;
-use relay_core::signature::{SigningSecret, verify_inbound};
+use relay_core::signature::{Schemes, SigningSecret, verify_inbound};
 use relay_links::Links;
 use relay_runtime::random;
 use relay_store::{EndpointChange, NewEndpoint, Window};
@@ -115,6 +115,8 @@ async fn endpoint(links: &Links, url: String) -> anyhow::Result<Endpoint> {
         retry: RetrySettings { schedule_seconds: Some(vec![1]), ..RetrySettings::default() },
         timeout: Duration::from_secs(5),
         circuit: CircuitRule::default(),
+        schemes: Schemes::default(),
+        key: None,
         secret: SigningSecret::generate(random::bytes32()),
         is_active: true,
     };

@@ -11,7 +11,10 @@ use crate::ids::{EndpointId, TenantId};
 use crate::matching::TypeFilter;
 use crate::mutation::{self, Safety};
 use crate::retry::Schedule;
-use crate::signature::SigningSecret;
+use crate::signature::{Schemes, SigningKey, SigningSecret};
+
+/// The type of the events that the test route sends, unless told otherwise.
+pub const TEST_EVENT_TYPE: &str = "webhook.test";
 
 /// What a lease adds to the endpoint's time-out: room for queueing, the record statement and its retries.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(30);
@@ -82,10 +85,30 @@ impl Default for RetrySettings {
 pub struct Secrets {
     /// Signs first.
     pub current: SigningSecret,
-    /// Signs as well until the time given: a rotation's overlap.
-    pub previous: Option<(SigningSecret, DateTime<Utc>)>,
+    /// The key pair for the scheme that needs one.
+    pub key: Option<SigningKey>,
+    /// What signs as well during a rotation's overlap.
+    pub previous: Option<PreviousSecrets>,
     /// When the current secret came in (creation or rotation): 401 and 403 shortly after are retried.
     pub rotated_at: Option<DateTime<Utc>>,
+}
+
+impl Secrets {
+    /// One secret, and nothing else.
+    pub fn of(current: SigningSecret) -> Self {
+        Self { current, key: None, previous: None, rotated_at: None }
+    }
+}
+
+/// What signed before a rotation.
+#[derive(Clone, Debug)]
+pub struct PreviousSecrets {
+    /// The secret.
+    pub secret: SigningSecret,
+    /// The key pair, where there was one.
+    pub key: Option<SigningKey>,
+    /// Until when they sign.
+    pub until: DateTime<Utc>,
 }
 
 /// An endpoint, as the directory holds it.
@@ -109,12 +132,17 @@ pub struct Endpoint {
     pub timeout: Duration,
     /// When its circuit opens and closes.
     pub circuit: CircuitRule,
+    /// Which signatures its deliveries carry.
+    pub schemes: Schemes,
     /// Signing secrets.
     pub secrets: Secrets,
     /// Inactive endpoints match nothing; what waits for them becomes dead letters.
     pub is_active: bool,
     /// Paused endpoints match, but their deliveries wait.
     pub paused: bool,
+    /// A resume is under way: what was accepted before this time is being discarded, and the endpoint stays paused
+    /// until that is done.
+    pub discard_before: Option<DateTime<Utc>>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
@@ -124,6 +152,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether an event that is addressed to this endpoint is of a type that it takes. Test events pass any filter.
+    pub fn takes(&self, event_type: &str) -> bool {
+        event_type == TEST_EVENT_TYPE || self.filter.matches(event_type)
+    }
+
     /// How long a claim holds a delivery to this endpoint: its time-out and [`LEASE_MARGIN`].
     pub fn lease(&self) -> Duration {
         let broken = mutation::is_broken(Safety::Lease);

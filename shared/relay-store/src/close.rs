@@ -3,19 +3,21 @@
 //!
 //! Invariant: a row under a running lease is left alone; its job reports for itself or its lease lapses.
 
-use chrono::{DateTime, Utc};
 use relay_core::delivery::{Closed, DeadReason};
 use relay_core::ids::{DeadLetterId, EndpointId, EventId};
 use uuid::Uuid;
 
 use crate::connect::Store;
 use crate::error::StoreError;
+use crate::resume::Resuming;
 
 /// Rows that one statement closes.
 pub const CLOSE_ROWS_MAX: i64 = 1000;
 
 /// What a dead letter of an inactive endpoint says.
 pub(crate) const INACTIVE: &str = "Endpoint is inactive";
+/// What a delivery says that a resume left out.
+const LEFT_OUT: &str = "Discarded when the endpoint was resumed without what waited for it";
 const EXPIRED: &str = "Retention dropped its day before it was delivered";
 
 /// How rows are closed.
@@ -56,29 +58,30 @@ impl Store {
         self.close_rows(keys, manner).await
     }
 
-    /// Discards what waits for an endpoint (the end of a pause without its backlog): events accepted before
-    /// `before`, at most `limit`. Returns how many; 0 = done for now.
-    pub async fn discard_waiting(
-        &self,
-        endpoint: EndpointId,
-        before: DateTime<Utc>,
-        limit: i64,
-    ) -> Result<usize, StoreError> {
+    /// Discards what a resume leaves out, at most `limit`, unless the user has ended that resume meanwhile. Returns how
+    /// many; 0 = done for now.
+    pub(crate) async fn discard_waiting(&self, resuming: &Resuming, limit: i64) -> Result<usize, StoreError> {
         let rows = self
             .keyed
             .all(sqlx::query!(
                 "select o.event_id, o.endpoint_id
                 from open_deliveries o join events e on e.id = o.event_id
                 where o.endpoint_id = $1 and e.accepted_at < $2 and (not o.leased or o.due_at <= now())
+                    and exists (select from endpoints p where p.id = $1 and p.discard_before = $2)
                 order by o.due_at limit $3",
-                endpoint.0,
-                before,
+                resuming.endpoint.0,
+                resuming.before,
                 limit
             ))
             .await?;
         let keys = rows.into_iter().map(|r| (r.event_id, r.endpoint_id)).collect();
-        let manner =
-            Manner { status: Closed::Discarded, reason: None, error: None, only_inactive: false, copy_payload: false };
+        let manner = Manner {
+            status: Closed::Discarded,
+            reason: None,
+            error: Some(LEFT_OUT),
+            only_inactive: false,
+            copy_payload: false,
+        };
         self.close_rows(keys, manner).await
     }
 

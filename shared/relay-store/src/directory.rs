@@ -168,7 +168,8 @@ impl Directory {
                 r#"select e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
                     e.max_retries, e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds,
                     e.circuit_failure_threshold, e.circuit_window_seconds, e.circuit_recovery_seconds, e.secret, e.previous_secret,
-                    e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.created_at, e.updated_at, e.version
+                    e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
+                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version
                 from endpoints e where e.id = any($1)"#,
                 ids
             ))

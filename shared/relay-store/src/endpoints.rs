@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use relay_core::breaker::CircuitRule;
-use relay_core::endpoint::{Endpoint, RetrySettings, Secrets};
+use relay_core::endpoint::{Endpoint, PreviousSecrets, RetrySettings, Secrets};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
 use relay_core::page::Cursor;
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -42,8 +42,12 @@ pub struct NewEndpoint {
     pub timeout: Duration,
     /// When its circuit opens and closes.
     pub circuit: CircuitRule,
+    /// Which signatures its deliveries carry.
+    pub schemes: Schemes,
     /// The signing secret.
     pub secret: SigningSecret,
+    /// The key pair, where a scheme needs it.
+    pub key: Option<SigningKey>,
     /// Inactive endpoints match nothing.
     pub is_active: bool,
 }
@@ -75,9 +79,13 @@ pub struct EndpointChange {
     pub circuit_window: Option<Duration>,
     /// How long it stays open, whole seconds.
     pub circuit_recovery: Option<Duration>,
+    /// Which signatures its deliveries carry.
+    pub schemes: Option<Schemes>,
+    /// The key pair that it gets if it has none.
+    pub key: Option<SigningKey>,
     /// Active or not.
     pub is_active: Option<bool>,
-    /// Paused or not.
+    /// Paused or not; either ends a resume that is under way.
     pub paused: Option<bool>,
 }
 
@@ -103,6 +111,10 @@ pub(crate) struct EndpointRow {
     pub(crate) secret_rotated_at: Option<DateTime<Utc>>,
     pub(crate) is_active: bool,
     pub(crate) paused: bool,
+    pub(crate) signature_schemes: Option<Vec<String>>,
+    pub(crate) signing_key: Option<String>,
+    pub(crate) previous_signing_key: Option<String>,
+    pub(crate) discard_before: Option<DateTime<Utc>>,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) updated_at: Option<DateTime<Utc>>,
     pub(crate) version: i64,
@@ -128,12 +140,33 @@ fn stored_schedule(delays: &[u32]) -> Vec<i32> {
     delays.iter().map(|s| stored(*s)).collect()
 }
 
+fn names(schemes: Schemes) -> Vec<String> {
+    schemes.names().into_iter().map(str::to_owned).collect()
+}
+
 impl TryFrom<EndpointRow> for Endpoint {
     type Error = StoreError;
 
     fn try_from(row: EndpointRow) -> Result<Self, StoreError> {
         let filter = TypeFilter::try_from(row.event_types_filter)
             .map_err(|e| StoreError::Inconsistent(format!("endpoint {} has a filter that is none: {e}", row.id)))?;
+        let schemes = match &row.signature_schemes {
+            None => Schemes::default(),
+            Some(names) => Schemes::parse(names)
+                .map_err(|e| StoreError::Inconsistent(format!("endpoint {} has unknown schemes: {e}", row.id)))?,
+        };
+        let key = |text: Option<String>| {
+            let key = text.map(SigningKey::parse).transpose();
+            key.map_err(|e| StoreError::Inconsistent(format!("endpoint {} has a key that is none: {e}", row.id)))
+        };
+        let previous = match row.previous_secret.zip(row.previous_secret_until) {
+            None => None,
+            Some((secret, until)) => Some(PreviousSecrets {
+                secret: SigningSecret::trusted(secret),
+                key: key(row.previous_signing_key)?,
+                until,
+            }),
+        };
         Ok(Self {
             id: EndpointId(row.id),
             tenant: TenantId::trusted(&row.tenant),
@@ -153,13 +186,16 @@ impl TryFrom<EndpointRow> for Endpoint {
                 window: seconds(row.circuit_window_seconds),
                 recovery: seconds(row.circuit_recovery_seconds),
             },
+            schemes,
             secrets: Secrets {
                 current: SigningSecret::trusted(row.secret),
-                previous: row.previous_secret.map(SigningSecret::trusted).zip(row.previous_secret_until),
+                key: key(row.signing_key)?,
+                previous,
                 rotated_at: row.secret_rotated_at,
             },
             is_active: row.is_active,
             paused: row.paused,
+            discard_before: row.discard_before,
             created_at: row.created_at,
             updated_at: row.updated_at,
             version: row.version,
@@ -186,11 +222,12 @@ impl Store {
                 EndpointRow,
                 r#"with t as (update tenants set directory_version = directory_version + 1 where id = $2 returning directory_version)
                 insert into endpoints (id, tenant, name, url, event_types_filter, custom_headers, max_retries, retry_backoff_base, retry_max_delay_seconds,
-                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, version)
-                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, t.directory_version from t
+                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, signature_schemes, signing_key, version)
+                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, t.directory_version from t
                 returning id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
-                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, created_at, updated_at, version"#,
+                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
+                    previous_signing_key, discard_before, created_at, updated_at, version"#,
                 new.id.0,
                 new.tenant.as_str(),
                 new.name,
@@ -206,7 +243,9 @@ impl Store {
                 stored_seconds(new.circuit.window),
                 stored_seconds(new.circuit.recovery),
                 new.secret.expose(),
-                new.is_active
+                new.is_active,
+                names(new.schemes) as _,
+                new.key.as_ref().map(SigningKey::expose)
             ))
             .await?;
         row.map(Endpoint::try_from).transpose()
@@ -220,7 +259,8 @@ impl Store {
                 EndpointRow,
                 r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
-                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, created_at, updated_at, version
+                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
+                    previous_signing_key, discard_before, created_at, updated_at, version
                 from endpoints where id = $1 and tenant = $2"#,
                 id.0,
                 tenant.as_str()
@@ -242,7 +282,8 @@ impl Store {
                 EndpointRow,
                 r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
-                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, created_at, updated_at, version
+                    circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
+                    previous_signing_key, discard_before, created_at, updated_at, version
                 from endpoints
                 where tenant = $1 and ($2::boolean is null or is_active = $2) and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
                 order by created_at desc, id desc
@@ -291,12 +332,15 @@ impl Store {
                     retry_schedule_seconds = case when $10 then $11 else e.retry_schedule_seconds end, timeout_seconds = coalesce($12, e.timeout_seconds),
                     circuit_failure_threshold = coalesce($13, e.circuit_failure_threshold), circuit_window_seconds = coalesce($14, e.circuit_window_seconds),
                     circuit_recovery_seconds = coalesce($15, e.circuit_recovery_seconds), is_active = coalesce($16, e.is_active),
-                    paused = coalesce($17, e.paused), updated_at = now(), version = t.directory_version
+                    paused = coalesce($17, e.paused), discard_before = case when $17::boolean is null then e.discard_before end,
+                    signature_schemes = coalesce($18, e.signature_schemes), signing_key = coalesce(e.signing_key, $19),
+                    updated_at = now(), version = t.directory_version
                 from t
                 where e.id = $1 and e.tenant = $2
                 returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
-                    e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.created_at, e.updated_at, e.version"#,
+                    e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
+                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
                 change.name,
@@ -313,7 +357,9 @@ impl Store {
                 change.circuit_window.map(stored_seconds),
                 change.circuit_recovery.map(stored_seconds),
                 change.is_active,
-                change.paused
+                change.paused,
+                change.schemes.map(names) as _,
+                change.key.as_ref().map(SigningKey::expose)
             ))
             .await?;
         row.map(Endpoint::try_from).transpose()
@@ -325,12 +371,14 @@ impl Store {
         Ok(self.update_endpoint(tenant, id, &change).await?.is_some())
     }
 
-    /// Gives an endpoint a new secret; the one it had signs as well for `overlap` (zero: not at all).
+    /// Gives an endpoint a new secret and, where it has a key pair, that new pair; the ones it had sign as well for
+    /// `overlap` (zero: not at all).
     pub async fn rotate_secret(
         &self,
         tenant: &TenantId,
         id: EndpointId,
         secret: &SigningSecret,
+        key: &SigningKey,
         overlap: Duration,
     ) -> Result<Option<Endpoint>, StoreError> {
         let row = self
@@ -345,16 +393,20 @@ impl Store {
                 update endpoints e
                 set secret = $3, previous_secret = case when $4::bigint > 0 then e.secret end,
                     previous_secret_until = case when $4::bigint > 0 then now() + $4::bigint * interval '1 microsecond' end,
+                    signing_key = case when e.signing_key is not null then $5 end,
+                    previous_signing_key = case when $4::bigint > 0 then e.signing_key end,
                     secret_rotated_at = now(), updated_at = now(), version = t.directory_version
                 from t
                 where e.id = $1 and e.tenant = $2
                 returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
-                    e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.created_at, e.updated_at, e.version"#,
+                    e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
+                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
                 secret.expose(),
-                micros(overlap)
+                micros(overlap),
+                key.expose()
             ))
             .await?;
         row.map(Endpoint::try_from).transpose()
@@ -371,7 +423,7 @@ impl Store {
                     returning directory_version
                 )
                 update endpoints e
-                set previous_secret = null, previous_secret_until = null, updated_at = now(), version = t.directory_version
+                set previous_secret = null, previous_secret_until = null, previous_signing_key = null, updated_at = now(), version = t.directory_version
                 from t where e.id = $1 and e.tenant = $2",
                 id.0,
                 tenant.as_str()

@@ -2,9 +2,9 @@
 //!
 //! To read in the order of an event's way: [`directory`] and [`snapshot`](DirectorySnapshot) (whom it is for),
 //! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
-//! again), [`replay`], [`jobs`] and [`close`] (operators and leaders). `connect`, `run` and [`bisect`] carry all of them;
-//! [`events`], [`dead_letters`], [`endpoints`], [`keys`], [`stats`], [`series`], [`backlog`] and [`circuit_history`] serve
-//! the interface; `partitions`, [`leader`] and `retention` the leaders.
+//! again), [`replay`], [`jobs`], [`close`] and [`resume`] (operators and leaders). `connect`, `run` and [`bisect`] carry all
+//! of them; [`events`], [`dead_letters`], [`endpoints`], [`keys`], [`stats`], [`series`], [`backlog`] and
+//! [`circuit_history`] serve the interface; `partitions`, [`leader`] and `retention` the leaders.
 //!
 //! To add a query: write it with `sqlx::query!` (or a file in `src/sql` when it is long) in the file of its
 //! purpose, hand it to one of the three runners of [`Store`], and refresh the offline data: with a database that
@@ -35,6 +35,7 @@ pub mod new_event;
 mod partitions;
 pub mod record;
 pub mod replay;
+pub mod resume;
 mod retention;
 mod run;
 pub mod series;
@@ -66,6 +67,7 @@ pub use new_event::LetterEvent;
 pub use partitions::{DAYS_AHEAD, DAYS_AHEAD_MAX, DAYS_BACK_MAX};
 pub use record::{Recorded, RecordedBatch};
 pub use replay::{ReplayOutcome, ResendOutcome};
+pub use resume::{ResumeStep, Resuming};
 pub use series::SeriesPoint;
 pub use stats::Counters;
 pub use window::{Listed, TOTAL_MAX, Window};

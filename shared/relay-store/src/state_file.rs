@@ -13,7 +13,7 @@ use relay_core::endpoint::{Endpoint, RetrySettings, Secrets};
 use relay_core::ids::{EndpointId, KeyId, TenantId};
 use relay_core::keys::{ApiKey, KeyHash, Scope, Scopes};
 use relay_core::matching::TypeFilter;
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{Schemes, SigningSecret};
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{DirectorySnapshot, Loaded};
@@ -108,9 +108,11 @@ impl Entry {
             retry: RetrySettings::default(),
             timeout: Duration::from_secs(self.timeout_seconds),
             circuit: CircuitRule::default(),
-            secrets: Secrets { current: SigningSecret::trusted(String::new()), previous: None, rotated_at: None },
+            schemes: Schemes::default(),
+            secrets: Secrets::of(SigningSecret::trusted(String::new())),
             is_active: self.is_active,
             paused: self.paused,
+            discard_before: None,
             created_at: self.created_at,
             updated_at: None,
             version: self.version,

@@ -36,6 +36,8 @@ pub fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(endpoints::circuit::circuit))
         .routes(routes!(endpoints::rotate_secret::rotate_secret))
         .routes(routes!(endpoints::end_overlap::end_overlap))
+        .routes(routes!(endpoints::resume::resume))
+        .routes(routes!(endpoints::test::test))
         .routes(routes!(keys::create::create, keys::list::list))
         .routes(routes!(keys::revoke::revoke))
         .routes(routes!(tenants::create::create, tenants::list::list))

@@ -1,8 +1,10 @@
 //! Tests of the signatures: the published vectors, rotation, and every way in which verification must fail.
 
+use chrono::DateTime;
 use proptest::prelude::*;
 
 use super::*;
+use crate::endpoint::PreviousSecrets;
 
 const SEED_SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -10,9 +12,28 @@ fn secret(text: &str) -> SigningSecret {
     SigningSecret::parse(text.to_owned()).unwrap()
 }
 
+/// Both headers of an attempt.
+struct Signed {
+    x_webhook_signature: String,
+    webhook_signature: String,
+}
+
+fn signed(signer: &Signer, id: &str, t: i64, body: &[u8]) -> Signed {
+    let headers = signer.sign(id, t, body);
+    Signed {
+        x_webhook_signature: headers.x_webhook_signature.unwrap(),
+        webhook_signature: headers.webhook_signature.unwrap(),
+    }
+}
+
 /// What one attempt is signed with.
-fn sign(id: &str, t: i64, body: &[u8], secret: &SigningSecret) -> SignatureHeaders {
-    Signer::new(secret, None).sign(id, t, body)
+fn sign(id: &str, t: i64, body: &[u8], secret: &SigningSecret) -> Signed {
+    signed(&Signer::new(Schemes::default(), &Secrets::of(secret.clone()), false), id, t, body)
+}
+
+fn rotated(current: &SigningSecret, previous: Option<&SigningSecret>) -> Secrets {
+    let previous = previous.map(|old| PreviousSecrets { secret: old.clone(), key: None, until: DateTime::UNIX_EPOCH });
+    Secrets { previous, ..Secrets::of(current.clone()) }
 }
 
 /// Time, body and digest that the Python WebhookRelay gives for [`SEED_SECRET`].
@@ -67,9 +88,9 @@ fn the_vectors_of_standard_webhooks_hold() {
 #[test]
 fn an_overlap_signs_with_both_the_new_one_first() {
     let (new, old) = (SigningSecret::generate([1; 32]), secret(SEED_SECRET));
-    let both = Signer::new(&new, Some(&old)).sign("id", 5, b"{}");
+    let both = signed(&Signer::new(Schemes::default(), &rotated(&new, Some(&old)), true), "id", 5, b"{}");
     let (a, b) = (sign("id", 5, b"{}", &new), sign("id", 5, b"{}", &old));
-    let digest = |s: &SignatureHeaders| s.x_webhook_signature.split_once(',').unwrap().1.to_owned();
+    let digest = |s: &Signed| s.x_webhook_signature.split_once(',').unwrap().1.to_owned();
     assert_eq!(both.x_webhook_signature, format!("t=5,{},{}", digest(&a), digest(&b)));
     assert_eq!(both.webhook_signature, format!("{} {}", a.webhook_signature, b.webhook_signature));
     for key in [new.expose(), old.expose()] {
@@ -83,7 +104,7 @@ fn secrets_are_checked_and_hidden() {
     assert!(made.expose().starts_with("whsec_") && made.expose().len() == 50);
     assert!(SigningSecret::parse(made.expose().to_owned()).is_ok());
     assert_eq!(made.standard_webhooks_form(), made.expose());
-    let shown = format!("{made:?} {:?}", Signer::new(&made, None));
+    let shown = format!("{made:?} {:?}", Signer::new(Schemes::default(), &Secrets::of(made.clone()), false));
     assert!(!shown.contains(&made.expose()[6..]), "{shown}");
 
     let parse = |text: &str| SigningSecret::parse(text.to_owned()).err();
@@ -101,8 +122,8 @@ fn secrets_are_checked_and_hidden() {
 fn a_plain_secret_has_a_standard_webhooks_form_that_signs_alike() {
     let plain = secret("plain-secret-of-another-system");
     let form = secret(&plain.standard_webhooks_form());
-    let signed = |s: &SigningSecret| sign("id", 9, b"[]", s).webhook_signature;
-    assert_eq!(signed(&plain), signed(&form));
+    let signature = |s: &SigningSecret| sign("id", 9, b"[]", s).webhook_signature;
+    assert_eq!(signature(&plain), signature(&form));
 }
 
 #[test]
@@ -168,7 +189,7 @@ proptest! {
         let current = SigningSecret::generate(key);
         // What happens to start with whsec_ may be refused.
         let previous = old.and_then(|text| SigningSecret::parse(text).ok());
-        let signed = Signer::new(&current, previous.as_ref()).sign("id", t, &body);
+        let signed = signed(&Signer::new(Schemes::default(), &rotated(&current, previous.as_ref()), true), "id", t, &body);
         let header = signed.x_webhook_signature.as_bytes();
         prop_assert!(verify_inbound(header, current.expose(), &body, t).valid);
         if let Some(previous) = &previous {

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use relay_core::endpoint::Endpoint;
+use relay_core::endpoint::{Endpoint, PreviousSecrets};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
 use relay_core::page::PageRequest;
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -50,8 +50,11 @@ async fn changes_arrive_and_decide_the_matching(pool: PgPool) {
     assert_eq!((changed.paused, changed.retry.schedule_seconds, changed.name), (true, None, "test".to_owned()));
     assert!(ledger.deactivate_endpoint(&tenant(), all.id).await.unwrap());
     let secret = SigningSecret::trusted("whsec_fedcba9876543210".to_owned());
-    let rotated = ledger.rotate_secret(&tenant(), wild.id, &secret, Duration::from_secs(60)).await.unwrap().unwrap();
-    let (previous, until) = rotated.secrets.previous.unwrap();
+    let key = SigningKey::generate([1; 32]);
+    let rotated =
+        ledger.rotate_secret(&tenant(), wild.id, &secret, &key, Duration::from_secs(60)).await.unwrap().unwrap();
+    assert!(rotated.secrets.key.is_none(), "a key pair only where there was one");
+    let PreviousSecrets { secret: previous, until, .. } = rotated.secrets.previous.unwrap();
     assert_eq!(
         (previous.expose(), rotated.secrets.current.expose()),
         ("whsec_0123456789abcdef", "whsec_fedcba9876543210")
@@ -126,4 +129,38 @@ async fn wait_until(is_so: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it never came");
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn schemes_and_keys_are_stored_and_rotated(pool: PgPool) {
+    let ledger = Ledger::new(pool).await;
+    let endpoint = ledger.endpoint().await;
+    assert_eq!(endpoint.schemes, Schemes::default());
+    let schemes = Schemes::parse(&["standard-v1a"]).unwrap();
+    let (first, second, third) =
+        (SigningKey::generate([1; 32]), SigningKey::generate([2; 32]), SigningKey::generate([3; 32]));
+    let choose = |key: &SigningKey| EndpointChange {
+        schemes: Some(schemes),
+        key: Some(key.clone()),
+        ..EndpointChange::default()
+    };
+    let public = |endpoint: &Endpoint| endpoint.secrets.key.as_ref().map(SigningKey::public);
+    let changed = ledger.update_endpoint(&tenant(), endpoint.id, &choose(&first)).await.unwrap().unwrap();
+    assert_eq!((changed.schemes, public(&changed)), (schemes, Some(first.public())));
+    let again = ledger.update_endpoint(&tenant(), endpoint.id, &choose(&second)).await.unwrap().unwrap();
+    assert_eq!(public(&again), Some(first.public()), "the pair that it has stays");
+
+    let secret = SigningSecret::generate([4; 32]);
+    let rotate = async |key, overlap| {
+        ledger.rotate_secret(&tenant(), endpoint.id, &secret, key, overlap).await.unwrap().unwrap()
+    };
+    let rotated = rotate(&third, Duration::from_secs(60)).await;
+    assert_eq!(public(&rotated), Some(third.public()));
+    let previous = rotated.secrets.previous.unwrap();
+    assert_eq!(previous.key.unwrap().public(), first.public());
+    assert!(ledger.end_overlap(&tenant(), endpoint.id).await.unwrap());
+    assert!(ledger.get_endpoint(&tenant(), endpoint.id).await.unwrap().unwrap().secrets.previous.is_none());
+    let rotated = rotate(&second, Duration::ZERO).await;
+    assert_eq!(public(&rotated), Some(second.public()));
+    assert!(rotated.secrets.previous.is_none());
 }

@@ -9,6 +9,7 @@ mod keys;
 mod plans;
 mod recording;
 mod replaying;
+mod resuming;
 mod statistics;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use relay_core::ids::{AttemptId, EndpointId, EventId, IdempotencyKey, TenantId, 
 use relay_core::job::Job;
 use relay_core::matching::TypeFilter;
 use relay_core::protocol::{FoldedResult, PlannedDelivery, PlannedEvent};
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{Schemes, SigningSecret};
 use relay_core::subject::Lane;
 use sqlx::PgPool;
 
@@ -80,6 +81,8 @@ impl Ledger {
             retry: RetrySettings { schedule_seconds: Some(vec![1, 2]), ..RetrySettings::default() },
             timeout: Duration::from_secs(30),
             circuit: CircuitRule::default(),
+            schemes: Schemes::default(),
+            key: None,
             secret: SigningSecret::trusted("whsec_0123456789abcdef".to_owned()),
             is_active: true,
         };

@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use super::{Ledger, dead, tenant};
 use crate::{
     ClaimBudget, EndpointChange, EventFilter, LetterFilter, LetterState, RawLetter, Recorded, ReplayOutcome,
-    ResendOutcome, Window,
+    ResendOutcome, ResumeStep, Window,
 };
 
 fn page() -> Window {
@@ -196,8 +196,11 @@ async fn what_nobody_will_send_is_closed_and_old_days_are_dropped(pool: PgPool) 
 
     ledger.job(&paused).await;
     ledger.make_due().await;
-    assert_eq!(ledger.discard_waiting(paused.id, ledger.now - chrono::Duration::hours(1), 10).await.unwrap(), 0);
-    assert_eq!(ledger.discard_waiting(paused.id, ledger.now + chrono::Duration::hours(1), 10).await.unwrap(), 1);
+    let pause = EndpointChange { paused: Some(true), ..EndpointChange::default() };
+    ledger.update_endpoint(&tenant(), paused.id, &pause).await.unwrap();
+    let later = Some(ledger.now + chrono::Duration::hours(1));
+    let resuming = ledger.begin_resume(&tenant(), paused.id, later).await.unwrap().unwrap();
+    assert_eq!(ledger.step_resume(&resuming, 10).await.unwrap(), ResumeStep::Discarded(1));
 
     let old = ledger.plan(ledger.event_at(ledger.now - chrono::Duration::days(20)), &[&paused]).await;
     ledger.dispatch(std::slice::from_ref(&old)).await.unwrap();

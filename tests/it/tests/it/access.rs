@@ -100,6 +100,8 @@ impl Belongings {
             ("POST", "/endpoints") => json!({"name": "outsider's", "url": "https://example.com/"}),
             ("PATCH", "/endpoints/{endpoint_id}") => json!({"name": "taken over", "is_active": false}),
             ("POST", "/endpoints/{endpoint_id}/rotate-secret") => json!({"overlap_seconds": 0}),
+            ("POST", "/endpoints/{endpoint_id}/resume") => json!({"deliver": "none"}),
+            ("POST", "/endpoints/{endpoint_id}/test") => json!({"payload": "test"}),
             ("POST", "/dlq/{id}/replay") => json!({"as_new_event": true}),
             ("POST", "/dlq/replay/bulk" | "/dlq/discard/bulk") => json!({"endpoint_id": self.endpoint, "force": true}),
             ("POST", "/keys") => json!({"name": "more", "scopes": ["operator"]}),

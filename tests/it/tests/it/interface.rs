@@ -138,6 +138,8 @@ async fn the_document_describes_every_route() -> anyhow::Result<()> {
         "/api/v1/endpoints/{endpoint_id}",
         "/api/v1/endpoints/{endpoint_id}/stats",
         "/api/v1/endpoints/{endpoint_id}/rotate-secret",
+        "/api/v1/endpoints/{endpoint_id}/resume",
+        "/api/v1/endpoints/{endpoint_id}/test",
         "/api/v1/endpoints/{endpoint_id}/previous-secret",
         "/api/v1/events",
         "/api/v1/events/{event_id}",

@@ -20,14 +20,26 @@ for secret in case['secrets']:
 try:
     stripe.WebhookSignature.verify_header(body.decode() + ' ', case['headers']['x-webhook-signature'], case['secrets'][0], 300)
 except stripe.SignatureVerificationError:
-    print('verified')
+    pass
+else:
+    sys.exit('a changed body verified')
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+content = b'.'.join([case['headers'][h].encode() for h in ('webhook-id', 'webhook-timestamp')] + [body])
+signatures = [base64.b64decode(s[4:]) for s in case['headers']['webhook-signature'].split(' ') if s.startswith('v1a,')]
+assert len(signatures) == len(case['keys']) == 2
+for key, signature in zip(case['keys'], signatures):
+    assert key.startswith('whpk_')
+    Ed25519PublicKey.from_public_bytes(base64.b64decode(key[5:])).verify(signature, content)
+print('verified')
 ";
 
 #[tokio::test]
 async fn the_stripe_and_standardwebhooks_libraries_verify() -> anyhow::Result<()> {
     let w = World::start().await?;
-    let python = python(w.data("python"), &["standardwebhooks==1.0.1", "stripe==16.1.0"]).await?;
-    let created = w.api.endpoint(&w.sink.url("/l"), json!({})).await?;
+    let python =
+        python(w.data("python"), &["standardwebhooks==1.0.1", "stripe==16.1.0", "cryptography==46.0.3"]).await?;
+    let schemes = json!({"signature_schemes": ["webhook-relay", "standard-v1", "standard-v1a"]});
+    let created = w.api.endpoint(&w.sink.url("/l"), schemes).await?;
     let id = created.text("id");
     let rotated = w.api.post(&format!("/endpoints/{id}/rotate-secret"), &json!({})).await?.expect(200);
     w.api.event(&id, "order.created", json!({"text": "é \u{1F600}"})).await?;
@@ -40,6 +52,7 @@ async fn the_stripe_and_standardwebhooks_libraries_verify() -> anyhow::Result<()
     let case = json!({
         "body": base64::engine::general_purpose::STANDARD.encode(&received.body),
         "headers": headers,
+        "keys": [rotated.text("public_key"), created.text("public_key")],
         "secrets": [created.text("signing_secret"), rotated.text("signing_secret")],
     });
     let file = w.data("case.json");

@@ -7,6 +7,7 @@ mod circuit;
 mod contract;
 mod dead_letters;
 mod direct;
+mod endpoints;
 mod fan_out;
 mod idempotency;
 mod interface;

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use relay_core::breaker::CircuitRule;
 use relay_core::endpoint::{RetrySettings, limits};
 use relay_core::ids::{EndpointId, TenantId, uuid_v7};
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{Scheme, SigningKey, SigningSecret};
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems};
 use relay_runtime::random;
@@ -28,7 +28,8 @@ const TIMEOUT_SECONDS_DEFAULT: u32 = 30;
 
 /// Create an endpoint
 ///
-/// The answer shows the signing secret; later ones don't.
+/// The answer shows the signing secret; later ones don't. An endpoint with the scheme `standard-v1a` gets a key pair as
+/// well, whose public half is shown whenever the endpoint is.
 #[utoipa::path(
     post,
     path = "/api/v1/endpoints",
@@ -55,7 +56,7 @@ pub async fn create(
         return Err(Refusal::TooManyEndpoints { limit: limits::ACTIVE_ENDPOINTS_MAX });
     }
     let now = api.links.clock.now();
-    let new = new_endpoint(settings, tenant.clone(), EndpointId(uuid_v7(now, random::bytes10())), random::bytes32());
+    let new = new_endpoint(settings, tenant.clone(), EndpointId(uuid_v7(now, random::bytes10())), random::bytes32);
     let made = api.links.store.create_endpoint(&new).await?;
     let endpoint = made.ok_or_else(|| Refusal::Internal(format!("there is no tenant {tenant}")))?;
     api.directory_changed(&tenant).await;
@@ -63,9 +64,10 @@ pub async fn create(
 }
 
 /// The endpoint that checked settings mean, with the defaults of the interface.
-fn new_endpoint(settings: Settings, tenant: TenantId, id: EndpointId, random: [u8; 32]) -> NewEndpoint {
+fn new_endpoint(settings: Settings, tenant: TenantId, id: EndpointId, random: impl Fn() -> [u8; 32]) -> NewEndpoint {
     let retry = RetrySettings::default();
     let circuit = CircuitRule::default();
+    let schemes = settings.signature_schemes.unwrap_or_default();
     let seconds = |given: Option<u32>, default: Duration| given.map_or(default, |s| Duration::from_secs(s.into()));
     NewEndpoint {
         id,
@@ -86,7 +88,9 @@ fn new_endpoint(settings: Settings, tenant: TenantId, id: EndpointId, random: [u
             window: seconds(settings.circuit_window_seconds, circuit.window),
             recovery: seconds(settings.circuit_recovery_seconds, circuit.recovery),
         },
-        secret: settings.signing_secret.unwrap_or_else(|| SigningSecret::generate(random)),
+        schemes,
+        secret: settings.signing_secret.unwrap_or_else(|| SigningSecret::generate(random())),
+        key: schemes.has(Scheme::StandardV1a).then(|| SigningKey::generate(random())),
         is_active: true,
     }
 }

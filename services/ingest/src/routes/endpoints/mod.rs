@@ -8,8 +8,10 @@ pub mod end_overlap;
 pub mod get;
 pub mod list;
 pub mod patch;
+pub mod resume;
 pub mod rotate_secret;
 pub mod stats;
+pub mod test;
 
 /// Bytes of a request about an endpoint at most.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -67,6 +69,10 @@ pub struct EndpointOptions {
     /// Event types; `order.*` and `order.>` work as in NATS subjects. Empty: all.
     event_types_filter: Option<Vec<String>>,
     custom_headers: Option<std::collections::BTreeMap<String, String>>,
+    /// `webhook-relay` (header `X-Webhook-Signature`, as the `stripe` libraries verify it), `standard-v1` and
+    /// `standard-v1a` (header `webhook-signature` of Standard Webhooks: HMAC and Ed25519).
+    #[schema(min_items = 1, default = json!(["webhook-relay", "standard-v1"]))]
+    signature_schemes: Option<Vec<String>>,
     #[schema(minimum = 1, maximum = 100, default = 5)]
     circuit_failure_threshold: Option<u32>,
     #[schema(minimum = 1, maximum = 3600, default = 60)]

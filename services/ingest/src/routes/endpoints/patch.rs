@@ -6,9 +6,13 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
+use relay_core::endpoint::limits;
+use relay_core::ids::{EndpointId, TenantId};
+use relay_core::signature::{Scheme, SigningKey};
 use relay_core::subject::HINT_DUE;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
+use relay_runtime::random;
 use relay_store::EndpointChange;
 
 use super::{BODY_BYTES_MAX, EndpointChangeRequest};
@@ -22,7 +26,8 @@ use crate::shapes::EndpointShape;
 /// Change an endpoint
 ///
 /// Only the fields that are there are changed; an explicit null changes nothing, but for
-/// `retry_schedule_seconds`, where it goes back to the formula.
+/// `retry_schedule_seconds`, where it goes back to the formula. `is_active: true` activates an endpoint again;
+/// `paused: false` resumes it with all that waited (see `resume` for other ways).
 #[utoipa::path(
     patch,
     path = "/api/v1/endpoints/{endpoint_id}",
@@ -48,6 +53,9 @@ pub async fn patch(
     let body = body::json(said, sent, BODY_BYTES_MAX)?;
     let change = change_of(settings::change(&body, &api.policy)?);
     let tenant = caller.tenant;
+    if change.is_active == Some(true) {
+        check_room(&api, &tenant, id).await?;
+    }
     let is_resumed = change.paused == Some(false);
     let changed = api.links.store.update_endpoint(&tenant, id, &change).await?;
     let endpoint = changed.ok_or(Refusal::UnknownEndpoint)?;
@@ -57,6 +65,18 @@ pub async fn patch(
         api.links.bus.hint(HINT_DUE, Bytes::from(id.to_string())).await;
     }
     Ok(Json(EndpointShape::new(&endpoint, api.links.clock.now())))
+}
+
+/// Refuses to activate one endpoint more than a tenant may have.
+async fn check_room(api: &Api, tenant: &TenantId, id: EndpointId) -> Result<(), Refusal> {
+    let store = &api.links.store;
+    let is_new = store.get_endpoint(tenant, id).await?.is_some_and(|e| !e.is_active);
+    if is_new
+        && usize::try_from(store.count_active_endpoints(tenant).await?).unwrap_or(0) >= limits::ACTIVE_ENDPOINTS_MAX
+    {
+        return Err(Refusal::TooManyEndpoints { limit: limits::ACTIVE_ENDPOINTS_MAX });
+    }
+    Ok(())
 }
 
 fn change_of(settings: Settings) -> EndpointChange {
@@ -74,6 +94,11 @@ fn change_of(settings: Settings) -> EndpointChange {
         circuit_threshold: settings.circuit_failure_threshold,
         circuit_window: seconds(settings.circuit_window_seconds),
         circuit_recovery: seconds(settings.circuit_recovery_seconds),
+        schemes: settings.signature_schemes,
+        key: settings
+            .signature_schemes
+            .filter(|schemes| schemes.has(Scheme::StandardV1a))
+            .map(|_| SigningKey::generate(random::bytes32())),
         is_active: settings.is_active,
         paused: settings.paused,
     }

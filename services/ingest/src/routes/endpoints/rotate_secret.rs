@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use relay_core::signature::SigningSecret;
+use relay_core::signature::{SigningKey, SigningSecret};
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
 use relay_runtime::random;
@@ -41,7 +41,8 @@ pub struct RotationRequest {
 
 /// Rotate the signing secret
 ///
-/// The answer shows the new secret; later ones don't.
+/// The answer shows the new secret; later ones don't. An endpoint with a key pair (`standard-v1a`) gets a new pair too.
+/// During the overlap deliveries carry the signatures of both, the new one's first.
 #[utoipa::path(
     post,
     path = "/api/v1/endpoints/{endpoint_id}/rotate-secret",
@@ -70,7 +71,8 @@ pub async fn rotate_secret(
     };
     let secret = rotation.secret.unwrap_or_else(|| SigningSecret::generate(random::bytes32()));
     let tenant = caller.tenant;
-    let rotated = api.links.store.rotate_secret(&tenant, id, &secret, rotation.overlap).await?;
+    let key = SigningKey::generate(random::bytes32());
+    let rotated = api.links.store.rotate_secret(&tenant, id, &secret, &key, rotation.overlap).await?;
     let endpoint = rotated.ok_or(Refusal::UnknownEndpoint)?;
     api.directory_changed(&tenant).await;
     Ok(Json(EndpointWithSecret::new(&endpoint, api.links.clock.now())))
