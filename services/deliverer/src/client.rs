@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::{Layer, Service};
 use url::{Host, Url};
 
-use crate::resolver::{GuardedResolver, LookupFailed};
+use crate::resolver::{Guard, GuardedResolver, Lookup, LookupFailed, system};
 
 /// DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -101,13 +101,17 @@ pub struct Sender {
     pooled: Client,
     /// Never reuses a connection: for the second try after a stale one.
     fresh: Client,
-    policy: Arc<AddressPolicy>,
+    guard: Arc<Guard>,
 }
 
 impl Sender {
-    /// Builds the client.
+    /// Builds the client. Names are looked up by the system.
     pub fn new(policy: AddressPolicy) -> Result<Self, ClientError> {
-        let policy = Arc::new(policy);
+        Self::with_lookup(policy, system())
+    }
+
+    fn with_lookup(policy: AddressPolicy, lookup: Lookup) -> Result<Self, ClientError> {
+        let guard = Arc::new(Guard::new(policy));
         #[expect(clippy::disallowed_methods, reason = "this is the one client that the rule points to")]
         let builder = || {
             Client::builder()
@@ -119,13 +123,13 @@ impl Sender {
                 .tcp_nodelay(true)
                 .connect_timeout(CONNECT_TIMEOUT)
                 .pool_idle_timeout(IDLE_TIMEOUT)
-                .dns_resolver(GuardedResolver::new(Arc::clone(&policy)))
+                .dns_resolver(GuardedResolver::new(Arc::clone(&guard), Arc::clone(&lookup)))
                 .connector_layer(TimeConnects)
         };
         Ok(Self {
             pooled: builder().pool_max_idle_per_host(IDLE_PER_HOST).build()?,
             fresh: builder().pool_max_idle_per_host(0).build()?,
-            policy,
+            guard,
         })
     }
 
@@ -184,7 +188,7 @@ impl Sender {
             Some(Host::Ipv6(address)) => address.into(),
             _ => return Ok(()),
         };
-        self.policy.check(address).map_err(|refused| Failed {
+        self.guard.check(address).map_err(|refused| Failed {
             class: TransportError::AddressRefused,
             text: refused.to_string(),
             lost: false,

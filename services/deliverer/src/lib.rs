@@ -3,7 +3,7 @@
 //!
 //! Any number of deliverers share the durable consumers of the lanes. In the order of a job's way: `intake`,
 //! `drive` with `pool` (queues: [`relay_core::lanes`]; messages: `bundles`), `gate`, `attempt` (with `prepared`,
-//! `client`, `resolver`), `judge`, `recorder`.
+//! `client`, `resolver`, `own`), `judge`, `recorder`.
 
 mod attempt;
 mod bundles;
@@ -20,6 +20,7 @@ mod intake;
 mod judge;
 mod ledger;
 mod meters;
+mod own;
 mod pool;
 mod prepared;
 mod recorder;

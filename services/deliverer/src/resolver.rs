@@ -1,12 +1,17 @@
 //! The guard against requests to addresses that are nobody's business: the resolver that the HTTP connector
-//! itself uses returns permitted addresses only, so a name that changes its address between a check and the
-//! connect gains nothing. Used by `client`.
+//! itself uses returns addresses that were checked, and the connector goes to no others; so a name that changes its
+//! address between two lookups gains nothing. Used by `client`.
 
-use std::net::SocketAddr;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 
-use relay_core::address::AddressPolicy;
+use relay_core::address::{AddressPolicy, RefusedAddress, is_localhost};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use crate::own::OwnAddresses;
 
 /// A name could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -16,39 +21,77 @@ pub struct LookupFailed {
     reason: String,
 }
 
-/// Resolves by the system's resolver and drops what the policy refuses. Where nothing is left, the error is the
-/// [`RefusedAddress`](relay_core::address::RefusedAddress) of the last one.
+/// What a lookup is waited for with.
+pub type LookingUp = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+/// Asks for all addresses of a name.
+pub type Lookup = Arc<dyn Fn(String) -> LookingUp + Send + Sync>;
+
+/// Asks the system's resolver.
+pub fn system() -> Lookup {
+    Arc::new(|host| {
+        Box::pin(async move { Ok(tokio::net::lookup_host((host, 0)).await?.map(|found| found.ip()).collect()) })
+    })
+}
+
+/// Says which addresses may be called from this machine.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    policy: AddressPolicy,
+    own: OwnAddresses,
+}
+
+impl Guard {
+    /// What `policy` permits, without this machine's own addresses; what it allows by name stays allowed.
+    pub fn new(policy: AddressPolicy) -> Self {
+        Self { policy, own: OwnAddresses::detect() }
+    }
+
+    /// Whether `ip` may be called, and why not.
+    pub fn check(&self, ip: IpAddr) -> Result<(), RefusedAddress> {
+        self.policy.check(ip)?;
+        if self.own.contains(ip) && !self.policy.names(ip) {
+            return Err(RefusedAddress { ip, why: "an address of the machine that delivers" });
+        }
+        Ok(())
+    }
+}
+
+/// Resolves names to permitted addresses. One refused address refuses the whole name: whoever answers with both
+/// kinds wants the connector to try one after the other. Only of `localhost`, whose addresses nobody chooses, the
+/// permitted ones are taken.
 pub struct GuardedResolver {
-    policy: Arc<AddressPolicy>,
+    guard: Arc<Guard>,
+    lookup: Lookup,
 }
 
 impl GuardedResolver {
-    /// A resolver under `policy`.
-    pub fn new(policy: Arc<AddressPolicy>) -> Self {
-        Self { policy }
+    /// A resolver under `guard` that asks `lookup`.
+    pub fn new(guard: Arc<Guard>, lookup: Lookup) -> Self {
+        Self { guard, lookup }
     }
 }
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = Arc::clone(&self.policy);
+        let (guard, looking_up) = (Arc::clone(&self.guard), (self.lookup)(name.as_str().to_owned()));
         Box::pin(async move {
-            let host = name.as_str();
-            let failed = |reason: String| LookupFailed { host: host.to_owned(), reason };
-            let found = tokio::net::lookup_host((host, 0)).await.map_err(|e| failed(e.to_string()))?;
-            let mut permitted: Vec<SocketAddr> = Vec::new();
+            let failed = |reason: String| LookupFailed { host: name.as_str().to_owned(), reason };
+            let found = looking_up.await.map_err(|e| failed(e.to_string()))?;
+            let mut permitted = Vec::with_capacity(found.len());
             let mut refused = None;
-            for address in found {
-                match policy.check(address.ip()) {
-                    Ok(()) => permitted.push(address),
+            for ip in found {
+                match guard.check(ip) {
+                    Ok(()) => permitted.push(ip),
                     Err(why) => refused = Some(why),
                 }
             }
-            match (permitted.is_empty(), refused) {
-                (false, _) => Ok(Box::new(permitted.into_iter()) as Addrs),
-                (true, Some(why)) => Err(why.into()),
-                (true, None) => Err(failed("it has no addresses".to_owned()).into()),
+            if let Some(why) = refused.filter(|_| permitted.is_empty() || !is_localhost(name.as_str())) {
+                return Err(why.into());
             }
+            if permitted.is_empty() {
+                return Err(failed("it has no addresses".to_owned()).into());
+            }
+            Ok(Box::new(permitted.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
     }
 }

@@ -96,15 +96,21 @@ impl AddressPolicy {
 
     /// Whether `ip` may be called, and why not. An IPv6 address that stands for an IPv4 address is judged as that.
     pub fn check(&self, ip: IpAddr) -> Result<(), RefusedAddress> {
-        let ip = canonical(ip);
-        if self.allow.iter().any(|net| net.contains(&ip)) {
+        if self.names(ip) {
             return Ok(());
         }
+        let ip = canonical(ip);
         let why = match ip {
             IpAddr::V4(ip) => refused_v4(ip),
             IpAddr::V6(ip) => refused_v6(ip),
         };
         why.map_or(Ok(()), |why| Err(RefusedAddress { ip, why }))
+    }
+
+    /// Whether `ip` lies in a network that was allowed by name.
+    pub fn names(&self, ip: IpAddr) -> bool {
+        let ip = canonical(ip);
+        self.allow.iter().any(|net| net.contains(&ip))
     }
 
     /// Whether `ip` may be called.
@@ -211,8 +217,8 @@ fn finished(url: Url) -> Result<Url, UrlProblem> {
     Ok(url)
 }
 
-/// Names that are loopback by definition (RFC 6761); the parser has made them lower case.
-fn is_localhost(name: &str) -> bool {
+/// Names that are loopback by definition (RFC 6761); in lower case, as the parser makes them.
+pub fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 

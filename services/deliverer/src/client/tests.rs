@@ -201,3 +201,86 @@ async fn addresses_that_are_not_permitted_are_never_connected_to() {
     assert!(refused.answer.unwrap_err().text.contains("loopback"));
     assert_eq!(connections.load(Ordering::SeqCst), 0);
 }
+
+/// A sender that may call 127.0.0.1 only, with a name server whose answer to the n-th lookup is `answers(n)`.
+fn rebinding(answers: fn(usize) -> &'static [&'static str]) -> (Sender, Arc<AtomicUsize>) {
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&lookups);
+    let lookup: Lookup = Arc::new(move |host| {
+        assert_eq!(host, "rebinding.example");
+        let found = answers(count.fetch_add(1, Ordering::SeqCst)).iter().map(|ip| ip.parse().unwrap()).collect();
+        Box::pin(async move { Ok(found) })
+    });
+    let policy = AddressPolicy::new(vec!["127.0.0.1/32".parse().unwrap()]);
+    (Sender::with_lookup(policy, lookup).unwrap(), lookups)
+}
+
+/// Servers on the same port of 127.0.0.1 (permitted) and 127.0.0.2 (not), and how often each was connected to.
+async fn good_and_bad() -> (Url, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let closing = |_, mut stream: TcpStream| async move {
+        read_request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+    };
+    loop {
+        let (mut url, good) = server(closing).await;
+        let Ok(listener) = TcpListener::bind(("127.0.0.2", url.port().unwrap())).await else { continue };
+        let bad = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&bad);
+        tokio::spawn(async move {
+            while listener.accept().await.is_ok() {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        url.set_host(Some("rebinding.example")).unwrap();
+        return (url, good, bad);
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_changes_its_address_gains_nothing() {
+    let (url, good, bad) = good_and_bad().await;
+    let (sender, lookups) = rebinding(|n| if n % 2 == 0 { &["127.0.0.1"] } else { &["127.0.0.2"] });
+    for round in 1..=5 {
+        assert_eq!(post(&sender, &url, PATIENCE).await.answer.unwrap().status, 200);
+        assert_eq!(lookups.load(Ordering::SeqCst), 2 * round - 1, "what is connected to is what was looked up, once");
+        assert_eq!(class(&post(&sender, &url, PATIENCE).await), TransportError::AddressRefused);
+        assert_eq!(lookups.load(Ordering::SeqCst), 2 * round);
+    }
+    assert_eq!((good.load(Ordering::SeqCst), bad.load(Ordering::SeqCst)), (5, 0));
+}
+
+#[tokio::test]
+async fn one_refused_address_refuses_the_name() {
+    let (url, good, bad) = good_and_bad().await;
+    let answers: fn(usize) -> &'static [&'static str] = |n| match n {
+        0 => &["127.0.0.1", "127.0.0.2"],
+        1 => &["127.0.0.2", "127.0.0.1"],
+        2 => &["127.0.0.1", "::ffff:10.0.0.1"],
+        3 => &["127.0.0.1", "fe80::1"],
+        4 => &["::1"],
+        _ => &[],
+    };
+    let (sender, _) = rebinding(answers);
+    for _ in 0..5 {
+        assert_eq!(class(&post(&sender, &url, PATIENCE).await), TransportError::AddressRefused);
+    }
+    assert_eq!(class(&post(&sender, &url, PATIENCE).await), TransportError::Dns, "a name without addresses");
+    assert_eq!((good.load(Ordering::SeqCst), bad.load(Ordering::SeqCst)), (0, 0));
+}
+
+#[tokio::test]
+async fn of_localhost_the_permitted_addresses_are_taken() {
+    let (mut url, connections) = server(|_, mut stream| async move {
+        read_request(&mut stream).await;
+        stream.write_all(OK).await.unwrap();
+    })
+    .await;
+    url.set_host(Some("localhost")).unwrap();
+    let both: Lookup = Arc::new(|_| {
+        Box::pin(async { Ok(vec![std::net::Ipv6Addr::LOCALHOST.into(), std::net::Ipv4Addr::LOCALHOST.into()]) })
+    });
+    let policy = AddressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]);
+    let sent = post(&Sender::with_lookup(policy, both).unwrap(), &url, PATIENCE).await;
+    assert_eq!(sent.answer.unwrap().status, 200);
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
