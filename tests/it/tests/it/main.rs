@@ -9,6 +9,7 @@ mod dead_letters;
 mod direct;
 mod endpoints;
 mod fan_out;
+mod hostile_receivers;
 mod idempotency;
 mod interface;
 mod journeys;
