@@ -15,7 +15,7 @@ SEED ?= 1
 FAULTS ?= all
 ARGS ?=
 
-.PHONY: help up down logs build test bench simulate chaos fmt lint sqlx compose-env clean
+.PHONY: help up down logs build test bench bench-lists simulate chaos fmt lint sqlx compose-env clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test: ## The whole suite, as continuous integration runs it
 bench: build ## Measure this machine (ARGS="--seconds 60 --runs 3")
 	cargo build --release --locked -p bench
 	target/release/bench --binary target/release/webhook-relay $(ARGS)
+
+bench-lists: build ## Measure lists on a ledger of 10 million events (ARGS="--events 1000000"; needs some 15 GB of disk)
+	cargo build --release --locked -p bench
+	target/release/bench lists --binary target/release/webhook-relay $(ARGS)
 
 simulate: ## Run the protocol against misbehaving servers (SEEDS=1000000)
 	SIM_SEEDS=$(SEEDS) cargo test --release --locked -p relay-core --test simulation -- --nocapture

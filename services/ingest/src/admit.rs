@@ -46,14 +46,8 @@ pub fn draft(body: &Bytes, headers: Headers<'_>, payload_max: usize) -> Result<D
     let [endpoint, event_type, payload, key] = fields::read(body, FIELDS)?;
     let mut faults = Faults::default();
 
-    let endpoint = endpoint.filter(|v| !is_null(v)).and_then(|value| {
-        let text = faults.string("endpoint_id", value)?;
-        let id = text.parse::<EndpointId>();
-        if id.is_err() {
-            faults.add("endpoint_id", "must be a UUID");
-        }
-        id.ok()
-    });
+    let endpoint: Option<EndpointId> =
+        endpoint.filter(|v| !is_null(v)).and_then(|value| faults.id("endpoint_id", value));
 
     let event_type = match event_type {
         None => {

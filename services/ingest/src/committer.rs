@@ -157,6 +157,23 @@ impl Committer {
     /// Waits until `event` is on disk in the accept log. Dropping the future only gives up the answer: the
     /// event may still be published.
     pub async fn submit(&self, event: Event) -> Result<(), CommitError> {
+        self.enqueue(event)?.await.unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// Waits likewise for many, which are handed over together and so share bundles. One outcome each, in their order.
+    pub async fn submit_all(&self, events: Vec<Event>) -> Vec<Result<(), CommitError>> {
+        let waiting: Vec<_> = events.into_iter().map(|event| self.enqueue(event)).collect();
+        let mut outcomes = Vec::with_capacity(waiting.len());
+        for outcome in waiting {
+            outcomes.push(match outcome {
+                Ok(outcome) => outcome.await.unwrap_or(Err(CommitError::Stopped)),
+                Err(error) => Err(error),
+            });
+        }
+        outcomes
+    }
+
+    fn enqueue(&self, event: Event) -> Result<oneshot::Receiver<Result<(), CommitError>>, CommitError> {
         let bytes = event.payload.len();
         let before = self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
         let room = Room { bytes, used: Arc::clone(&self.used_bytes) };
@@ -170,7 +187,7 @@ impl Committer {
                 mpsc::error::TrySendError::Closed(_) => CommitError::Stopped,
             },
         )?;
-        outcome.await.unwrap_or(Err(CommitError::Stopped))
+        Ok(outcome)
     }
 }
 

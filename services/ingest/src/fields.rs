@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use relay_core::problem::FieldError;
 use relay_core::signature::SigningSecret;
@@ -165,6 +166,16 @@ impl Faults {
     pub fn secret(&mut self, field: &str, value: &RawValue) -> Option<SigningSecret> {
         let text = self.string(field, value)?.into_owned();
         SigningSecret::parse(text).map_err(|why| self.add(field, why)).ok()
+    }
+
+    /// An id.
+    pub fn id<T: FromStr>(&mut self, field: &str, value: &RawValue) -> Option<T> {
+        let text = self.string(field, value)?;
+        let id = text.parse().ok();
+        if id.is_none() {
+            self.add(field, "must be a UUID");
+        }
+        id
     }
 
     /// A list; its items are still unread.

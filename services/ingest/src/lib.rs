@@ -7,6 +7,7 @@
 mod access;
 mod admit;
 mod api;
+mod batch;
 mod committer;
 mod config;
 mod fields;

@@ -43,6 +43,10 @@ pub enum Refusal {
         /// How many that are.
         limit: usize,
     },
+    /// The event has no delivery to this endpoint.
+    UnknownDelivery,
+    /// The delivery is being sent.
+    InProgress,
     /// The endpoint takes no events.
     InactiveEndpoint,
     /// The endpoint's filter doesn't have this type.
@@ -89,6 +93,10 @@ impl From<Refusal> for Problem {
             Refusal::TooManyKeys { limit } => {
                 Self::new(P::TooManyKeys, format!("A tenant has at most {limit} keys that are not revoked"))
             }
+            Refusal::UnknownDelivery => {
+                Self::new(P::DeliveryNotFound, "The event has no delivery to this endpoint; explain says why")
+            }
+            Refusal::InProgress => Self::new(P::DeliveryInProgress, "The delivery is being sent"),
             Refusal::InactiveEndpoint => Self::new(P::EndpointInactive, "Endpoint is inactive"),
             Refusal::TypeNotAccepted(event_type) => {
                 Self::new(P::EventTypeNotAccepted, format!("Event type '{event_type}' not accepted by this endpoint"))

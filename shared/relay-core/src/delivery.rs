@@ -64,6 +64,27 @@ impl Status {
         }
     }
 
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Delivering,
+        Self::Failed,
+        Self::Delivered,
+        Self::DeadLettered,
+        Self::Discarded,
+        Self::Unmatched,
+    ];
+
+    /// From its text.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text)
+    }
+
+    /// Whether there is something to be done.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Pending | Self::Delivering | Self::Failed)
+    }
+
     /// The status of an open row. `leased` and a lease that still runs mean that a job is out.
     pub fn of_open(attempts: i32, base: i32, lease_runs: bool) -> Self {
         match (attempts > base, lease_runs) {
@@ -374,6 +395,9 @@ mod tests {
     fn stored_numbers_and_texts_round_trip() {
         for closed in [Closed::Delivered, Closed::DeadLettered, Closed::Discarded] {
             assert_eq!(Closed::from_number(closed as i16), Some(closed));
+        }
+        for status in Status::ALL {
+            assert_eq!(Status::parse(status.as_str()), Some(status));
         }
         for reason in DeadReason::ALL {
             assert_eq!(DeadReason::parse(reason.as_str()), Some(reason));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 
 use crate::ids::{EndpointId, EventId, IdempotencyKey, TenantId};
 
@@ -108,6 +109,11 @@ pub enum InvalidPayload {
     /// Not JSON (RFC 8259) in UTF-8, or nested deeper than [`PAYLOAD_DEPTH_MAX`].
     #[error("the payload is not valid JSON: {0}")]
     NotJson(String),
+}
+
+/// SHA-256 of a payload: what tells one payload from another without holding both.
+pub fn payload_digest(payload: &[u8]) -> [u8; 32] {
+    Sha256::digest(payload).into()
 }
 
 /// Checks that `bytes` are one JSON value in UTF-8 within the limits. The bytes themselves are kept as they are.

@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;
+pub mod explain;
 pub mod headers;
 pub mod histogram;
 pub mod ids;

@@ -53,6 +53,8 @@ problems! {
     KeyNotFound => "key-not-found", 404, "API key not found";
     /// No such tenant.
     TenantNotFound => "tenant-not-found", 404, "Tenant not found";
+    /// The event has no delivery to this endpoint.
+    DeliveryNotFound => "delivery-not-found", 404, "Delivery not found";
     /// No such dead letter.
     DeadLetterNotFound => "dead-letter-not-found", 404, "Dead letter not found";
     /// No such job.
@@ -73,6 +75,8 @@ problems! {
     UnsupportedMediaType => "unsupported-media-type", 415, "Unsupported media type";
     /// A field is missing, of the wrong type, or out of its limits.
     ValidationFailed => "validation-failed", 422, "Validation failed";
+    /// Of many events none was accepted.
+    NothingAccepted => "nothing-accepted", 422, "No event was accepted";
     /// The endpoint is inactive.
     EndpointInactive => "endpoint-inactive", 422, "Endpoint is inactive";
     /// The endpoint's filter refuses the type.

@@ -45,7 +45,7 @@ pub struct Page<T> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<i64>)]
     pages: Option<Option<i64>>,
-    /// Where to go on; null at the end. Only with a cursor.
+    /// Where to go on; null at the end. Only with a cursor, or where a search ended before its page was full.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     next_cursor: Option<Option<String>>,
@@ -72,6 +72,14 @@ impl<T> Page<T> {
                 next_cursor: Some(next.map(|cursor| cursor.encode())),
             },
         }
+    }
+}
+
+impl<T> Page<T> {
+    /// With the place from which a walk goes on: of a page whose search ended before the page was full.
+    #[must_use]
+    pub fn going_on(self, next: Option<Cursor>) -> Self {
+        Self { next_cursor: next.map(|cursor| Some(cursor.encode())), ..self }
     }
 }
 

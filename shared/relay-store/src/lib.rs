@@ -3,7 +3,7 @@
 //! To read in the order of an event's way: [`directory`] and [`snapshot`](DirectorySnapshot) (whom it is for),
 //! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
 //! again), [`replay`], [`jobs`], [`close`] and [`resume`] (operators and leaders). `connect`, `run` and [`bisect`] carry all
-//! of them; [`events`], [`dead_letters`], [`endpoints`], [`keys`], [`stats`], [`series`], [`backlog`] and
+//! of them; [`events`], [`attempts`], [`dead_letters`], [`endpoints`], [`keys`], [`stats`], [`series`], [`backlog`] and
 //! [`circuit_history`] serve the interface; `partitions`, [`leader`] and `retention` the leaders.
 //!
 //! To add a query: write it with `sqlx::query!` (or a file in `src/sql` when it is long) in the file of its
@@ -13,6 +13,7 @@
 //!
 //! What producers and receivers send is bound as `bytea`: a NUL in a text column fails a whole batch.
 
+pub mod attempts;
 pub mod backlog;
 pub mod bisect;
 pub mod check;
@@ -25,6 +26,7 @@ pub mod directory;
 pub mod dispatch;
 pub mod endpoints;
 mod error;
+mod event_lists;
 pub mod events;
 pub mod jobs;
 pub mod keys;
@@ -47,6 +49,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+pub use attempts::AttemptView;
 pub use backlog::{Backlog, DUE_MAX};
 pub use check::{TakeKey, Taken};
 pub use circuit_history::{CircuitChange, CircuitEventRow};
@@ -57,7 +60,8 @@ pub use directory::{Directory, DirectorySnapshot};
 pub use dispatch::{DispatchOutcome, Dispatched, VersionLock};
 pub use endpoints::{EndpointChange, NewEndpoint};
 pub use error::{ErrorKind, StoreError};
-pub use events::{AttemptView, DeliveryView, EventFilter, EventSummary, EventView};
+pub use event_lists::EventFilter;
+pub use events::{DeliveryView, EventSummary, EventView, KnownEvent};
 pub use jobs::{JobError, JobSpec, LetterJob, Published, Stepped};
 pub use keys::{KeyCreation, KeyView, KeyWish, NewKey, TenantView};
 pub use leader::Leader;

@@ -62,7 +62,7 @@ impl ReplayOutcome {
 }
 
 /// What became of a re-send.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResendOutcome {
     /// It was closed: a new life begins.
     Reopened,
@@ -178,65 +178,59 @@ impl Store {
         Ok(Runner::settle(held, answer)? > 0)
     }
 
-    /// Sends a delivery again, or at once: a closed one begins a new life, one that waits is due now.
+    /// Sends an event's deliveries to these endpoints again, or at once: a closed one begins a new life, one that waits is
+    /// due now. One outcome per endpoint, in their order. `event` is the id that it is stored under.
     pub async fn resend(
         &self,
         tenant: &TenantId,
         event: EventId,
-        endpoint: EndpointId,
-    ) -> Result<ResendOutcome, StoreError> {
-        let row = self
+        endpoints: &[EndpointId],
+    ) -> Result<Vec<ResendOutcome>, StoreError> {
+        let ids: Vec<Uuid> = endpoints.iter().map(|e| e.0).collect();
+        let rows = self.keyed.all(sqlx::query_file!("src/sql/resend.sql", tenant.as_str(), event.0, &ids)).await?;
+        let mut outcomes = vec![ResendOutcome::NotFound; endpoints.len()];
+        for row in rows {
+            let outcome = if row.reopened {
+                ResendOutcome::Reopened
+            } else if row.hastened {
+                ResendOutcome::DueNow
+            } else if !row.exists {
+                ResendOutcome::NotFound
+            } else if row.is_active != Some(true) {
+                ResendOutcome::InactiveEndpoint
+            } else {
+                ResendOutcome::InProgress
+            };
+            if let Some(place) = usize::try_from(row.n - 1).ok().and_then(|n| outcomes.get_mut(n)) {
+                *place = outcome;
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// The endpoints that an event has deliveries to, in the order of their ids; go on after the last one.
+    pub async fn delivery_endpoints(
+        &self,
+        tenant: &TenantId,
+        event: EventId,
+        after: Option<EndpointId>,
+        limit: i64,
+    ) -> Result<Vec<EndpointId>, StoreError> {
+        let ids = self
             .keyed
-            .one(sqlx::query!(
-                r#"with target as materialized (
-                    select coalesce((select e.id from events e where e.id = $2), (select a.event_id from event_aliases a where a.id = $2)) as event_id,
-                        (select p.is_active from endpoints p where p.id = $3 and p.tenant = $1) as is_active
-                ),
-                moved as (
-                    delete from closed_deliveries c using target t
-                    where c.event_id = t.event_id and c.endpoint_id = $3 and c.tenant = $1 and t.is_active
-                    returning c.event_id, c.endpoint_id, c.tenant, c.status, c.claim, c.attempts
-                ),
-                opened as (
-                    insert into open_deliveries (event_id, endpoint_id, tenant, due_at, leased, claim, attempts, base, lane)
-                    select m.event_id, m.endpoint_id, m.tenant, now(), false, m.claim + 1, m.attempts, m.attempts, 2 from moved m
-                    on conflict do nothing
-                ),
-                hastened as (
-                    update open_deliveries o
-                    set due_at = now(), leased = false
-                    from target t
-                    where o.event_id = t.event_id and o.endpoint_id = $3 and o.tenant = $1 and t.is_active and (not o.leased or o.due_at <= now())
-                    returning 1
-                ),
-                letters as (
-                    update dead_letters d
-                    set state = 'replayed', replay_count = d.replay_count + 1, replayed_at = now()
-                    from moved m where d.event_id = m.event_id and d.endpoint_id = m.endpoint_id
-                ),
-                statistics as (
-                    insert into stats_delta (tenant, endpoint_id, delivered, dead_lettered, discarded)
-                    select m.tenant, m.endpoint_id, -((m.status = 1)::int), -((m.status = 2)::int), -((m.status = 3)::int) from moved m
-                )
-                select (select t.is_active from target t) as is_active,
-                    exists (select from moved) as "reopened!", exists (select from hastened) as "hastened!",
-                    exists (select from target t join open_deliveries o on o.event_id = t.event_id and o.endpoint_id = $3 where o.tenant = $1) as "is_open!",
-                    exists (select from target t join closed_deliveries c on c.event_id = t.event_id and c.endpoint_id = $3 where c.tenant = $1) as "is_closed!""#,
+            .all(sqlx::query_scalar!(
+                r#"select x.endpoint_id as "endpoint_id!" from (
+                    select o.endpoint_id, o.tenant from open_deliveries o where o.event_id = $2
+                    union
+                    select c.endpoint_id, c.tenant from closed_deliveries c where c.event_id = $2
+                ) x
+                where x.tenant = $1 and x.endpoint_id > $3 order by x.endpoint_id limit $4"#,
                 tenant.as_str(),
                 event.0,
-                endpoint.0
+                after.map_or(Uuid::nil(), |e| e.0),
+                limit
             ))
             .await?;
-        Ok(if row.reopened {
-            ResendOutcome::Reopened
-        } else if row.hastened {
-            ResendOutcome::DueNow
-        } else if !row.is_open && !row.is_closed {
-            ResendOutcome::NotFound
-        } else if row.is_active != Some(true) {
-            ResendOutcome::InactiveEndpoint
-        } else {
-            ResendOutcome::InProgress
-        })
+        Ok(ids.into_iter().map(EndpointId).collect())
     }
 }

@@ -3,10 +3,12 @@
 //! Starts `webhook-relay up` with its own data directory and free ports, a sink, and a load generator, all on this
 //! machine. No figure here is a test: they are ratios and numbers for people. `throughput` (the default) is the
 //! closed loop beside plain POSTs to the same sink, and the latency at a low rate; `retries` is how punctually due
-//! retries start; `isolation` is what healthy endpoints feel of broken ones.
+//! retries start; `isolation` is what healthy endpoints feel of broken ones; `lists` is how long lists take on a large
+//! ledger.
 
 mod cpu;
 mod isolation;
+mod lists;
 mod load;
 mod report;
 mod retries;
@@ -26,6 +28,7 @@ use clap::{Parser, Subcommand};
 ///   bench throughput --in-flight 64 --in-flight 256
 ///   bench retries --endpoints 1000 --count 5000 --over 30
 ///   bench isolation --backlog 5000
+///   bench lists --events 1000000
 #[derive(Parser, Debug)]
 #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 struct Args {
@@ -49,6 +52,8 @@ enum What {
     Retries(retries::Args),
     /// What healthy endpoints feel of slow, hanging and refusing ones
     Isolation(isolation::Args),
+    /// How long lists take on a large ledger (needs psql)
+    Lists(lists::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -60,6 +65,7 @@ fn main() -> anyhow::Result<()> {
             What::Throughput(args) => throughput::measure(&args, &binary).await,
             What::Retries(args) => retries::measure(&args, &binary).await,
             What::Isolation(args) => isolation::measure(&args, &binary).await,
+            What::Lists(args) => lists::measure(&args, &binary).await,
         }
     })?;
     report::print(&figures);

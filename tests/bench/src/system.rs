@@ -76,6 +76,13 @@ impl System {
         format!("http://{}", self.listen)
     }
 
+    /// Its ledger.
+    pub fn database_url(&self) -> anyhow::Result<String> {
+        let links = std::fs::read_to_string(self._data.0.join("data").join("servers.env"))?;
+        let url = links.lines().find_map(|l| l.strip_prefix("DATABASE_URL="));
+        Ok(url.context("servers.env has no DATABASE_URL")?.to_owned())
+    }
+
     /// Registers `n` endpoints, the i-th at `url(i)`, with `settings` beside name and address.
     pub async fn register(
         &self,

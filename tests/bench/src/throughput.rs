@@ -11,6 +11,7 @@ use crate::{cpu, load};
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
+#[group(skip)]
 pub struct Args {
     /// Length of each throughput run, in seconds
     #[arg(long, default_value_t = 20)]

@@ -221,3 +221,20 @@ fn the_pace_is_that_of_the_last_full_window() {
     assert_eq!(pace.per_second(start + PACE_WINDOW * 2), 5_000.0);
     assert_eq!(pace.per_second(start + PACE_WINDOW * 3), 0.0, "quiet again");
 }
+
+#[tokio::test]
+async fn many_that_are_handed_over_together_share_bundles() {
+    let mut bench = bench(CommitLimits { queue_events: 700, ..CommitLimits::default() });
+    let committer = bench.committer.clone();
+    let all = tokio::spawn(async move { committer.submit_all((0..800).map(|n| event(n, 10)).collect()).await });
+    let (ids, first) = bench.call().await;
+    assert_eq!(ids, (0..500).collect::<Vec<_>>());
+    let (ids, second) = bench.call().await;
+    assert_eq!(ids, (500..700).collect::<Vec<_>>());
+    second.send(Ok(())).unwrap();
+    first.send(Err(PublishFailure::Full)).unwrap();
+    let outcomes = all.await.unwrap();
+    assert!(outcomes[..500].iter().all(|o| *o == Err(CommitError::Full)));
+    assert!(outcomes[500..700].iter().all(Result::is_ok));
+    assert!(outcomes[700..].iter().all(|o| *o == Err(CommitError::Overloaded)), "the queue is bounded");
+}

@@ -27,10 +27,18 @@ pub fn router(api: Api) -> OpenApiRouter {
 pub fn documented() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(events::post::post, events::list::list))
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(events::batch::batch))
+                .layer(DefaultBodyLimit::max(crate::batch::BODY_BYTES_MAX)),
+        )
         .routes(routes!(events::get::get))
+        .routes(routes!(events::explain::explain))
+        .routes(routes!(events::retry::retry))
         .routes(routes!(events::attempts::attempts))
         .routes(routes!(endpoints::create::create, endpoints::list::list))
         .routes(routes!(endpoints::get::get, endpoints::patch::patch, endpoints::delete::delete))
+        .routes(routes!(endpoints::attempts::attempts))
         .routes(routes!(endpoints::stats::stats))
         .routes(routes!(endpoints::stats::series))
         .routes(routes!(endpoints::circuit::circuit))

@@ -6,6 +6,7 @@ mod connections;
 mod directory;
 mod dispatching;
 mod keys;
+mod listing;
 mod plans;
 mod recording;
 mod replaying;

@@ -32,7 +32,12 @@ async fn fill(pool: &PgPool) {
 async fn generic_plan(sql: &str, connection: &mut PgConnection) -> Vec<String> {
     let parameters = (1..).take_while(|n| sql.contains(&format!("${n}"))).count();
     let nulls = vec!["null"; parameters].join(", ");
-    let call = if parameters == 0 { String::new() } else { format!("({nulls})") };
+    generic_plan_for(sql, &nulls, connection).await
+}
+
+/// With these parameters: where their values decide which partitions are opened.
+async fn generic_plan_for(sql: &str, parameters: &str, connection: &mut PgConnection) -> Vec<String> {
+    let call = if parameters.is_empty() { String::new() } else { format!("({parameters})") };
     sqlx::raw_sql(AssertSqlSafe(format!(
         "deallocate all; set plan_cache_mode = force_generic_plan; prepare p as {sql}"
     )))
@@ -111,5 +116,63 @@ async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
     );
     assert!(plan.matches("Limit").count() >= 3 && !plan.contains("_202"), "{plan}");
     dispatch.give_back();
+    keyed.give_back();
+}
+
+/// Each part of a list is read by an index in the list's own order, so the limit ends it: nothing is sorted, nothing is
+/// collected first.
+#[sqlx::test(migrations = "../../migrations")]
+async fn lists_are_read_in_their_order_by_index(pool: PgPool) {
+    fill(&pool).await;
+    let ledger = Ledger::new(pool).await;
+    let mut keyed = ledger.keyed.hold().await.unwrap();
+    let (all_ids, all_times) = (
+        "'ffffffff-ffff-ffff-ffff-ffffffffffff', '00000000-0000-0000-0000-000000000000'",
+        "'1970-01-01', '9999-12-31'",
+    );
+    let endpoint = "'00000000-0000-7000-8000-000000000001'";
+    let by_time = |event_type: &str| {
+        format!("'default', {all_times}, '00000000-0000-0000-0000-000000000000', 21, {event_type}, null, 21, 0")
+    };
+    for (what, sql, parameters, index) in [
+        ("events", include_str!("../sql/events_by_time.sql"), by_time("null"), "tenant_accepted_at_id_idx"),
+        (
+            "events of a type",
+            include_str!("../sql/events_of_type_by_time.sql"),
+            by_time("'a.b'"),
+            "tenant_type_accepted_at_id_idx",
+        ),
+        (
+            "open deliveries",
+            include_str!("../sql/open_by_event.sql"),
+            format!("{all_ids}, 21, 'default', null, null, 21"),
+            "open_deliveries_pkey",
+        ),
+        (
+            "dead letters",
+            include_str!("../sql/letters_by_event.sql"),
+            format!("{all_ids}, 21, 'default', null, 21"),
+            "dead_letters_pkey",
+        ),
+        (
+            "closed deliveries",
+            include_str!("../sql/closed_by_event.sql"),
+            format!("{all_ids}, 21, {endpoint}, null, 21"),
+            "endpoint_id_event_id_idx",
+        ),
+        (
+            "attempts of an endpoint",
+            include_str!("../sql/attempts_of_endpoint.sql"),
+            format!("{endpoint}, 'ffffffff-ffff-ffff-ffff-ffffffffffff', 0, 21"),
+            "endpoint_id_id_idx",
+        ),
+    ] {
+        let plan = generic_plan_for(sql, &parameters, keyed.conn()).await;
+        assert_no_scan(what, &plan);
+        let text = plan.join("\n");
+        let is_collected =
+            plan.iter().any(|l| ["Sort", "Incremental Sort"].contains(&l.trim_start_matches([' ', '-', '>'])));
+        assert!(text.contains(index) && !is_collected && !text.contains("Bitmap"), "{what}:\n{text}");
+    }
     keyed.give_back();
 }

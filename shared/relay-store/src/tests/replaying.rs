@@ -105,11 +105,11 @@ async fn many_are_replayed_discarded_and_refused_for_reasons(pool: PgPool) {
     ledger.deactivate_endpoint(&tenant(), b.id).await.unwrap();
     let of_b = DeadLetterId::of_delivery(jobs[3].event, b.id);
     assert_eq!(ledger.replay_one(None, of_b, false).await.unwrap(), ReplayOutcome::InactiveEndpoint);
-    assert_eq!(ledger.resend(&tenant(), jobs[3].event, b.id).await.unwrap(), ResendOutcome::InactiveEndpoint);
+    assert_eq!(ledger.resend(&tenant(), jobs[3].event, &[b.id]).await.unwrap(), [ResendOutcome::InactiveEndpoint]);
     let change = EndpointChange { is_active: Some(true), ..EndpointChange::default() };
     ledger.update_endpoint(&tenant(), b.id, &change).await.unwrap().unwrap();
-    assert_eq!(ledger.resend(&tenant(), jobs[3].event, b.id).await.unwrap(), ResendOutcome::Reopened);
-    assert_eq!(ledger.resend(&tenant(), jobs[3].event, b.id).await.unwrap(), ResendOutcome::DueNow);
+    assert_eq!(ledger.resend(&tenant(), jobs[3].event, &[b.id]).await.unwrap(), [ResendOutcome::Reopened]);
+    assert_eq!(ledger.resend(&tenant(), jobs[3].event, &[b.id]).await.unwrap(), [ResendOutcome::DueNow]);
 
     // A message that never became an event: replayed from its copy, by the caller.
     let letter = RawLetter {

@@ -8,6 +8,8 @@ mod contract;
 mod dead_letters;
 mod direct;
 mod endpoints;
+mod event_batches;
+mod event_lists;
 mod fan_out;
 mod hostile_receivers;
 mod idempotency;

@@ -1,6 +1,7 @@
 //! The routes of endpoints, one file each. Every change is known to this pod's directory before it is answered,
 //! and the other pods are told.
 
+pub mod attempts;
 pub mod circuit;
 pub mod create;
 pub mod delete;

@@ -25,7 +25,7 @@ use crate::routes::body::{self, SaysJson};
 use crate::shapes::EventShape;
 
 /// How long a request with a key waits for Postgres to say whether the key was used; then the first one wins.
-const KEY_LOOK_UP: Duration = Duration::from_millis(100);
+pub(super) const KEY_LOOK_UP: Duration = Duration::from_millis(100);
 
 /// Body of `POST /events`, for the documentation: the request itself is read by [`admit::draft`].
 #[derive(utoipa::ToSchema)]
@@ -44,8 +44,10 @@ pub struct EventRequest {
 
 /// The headers that count here: taken one by one, as a copy of all would be the dearest step of the hot path.
 pub struct Head {
-    key: Option<HeaderValue>,
-    trace: Option<HeaderValue>,
+    /// `Idempotency-Key`.
+    pub(super) key: Option<HeaderValue>,
+    /// `traceparent`.
+    pub(super) trace: Option<HeaderValue>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Head {

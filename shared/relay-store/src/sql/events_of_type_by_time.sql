@@ -1,0 +1,14 @@
+-- As events_by_time.sql, of one type.
+select e.id as "id!", e.accepted_at as "accepted_at!", e.wanted as "wanted!", e.n as "n!"
+from (
+    select r.id, r.accepted_at, ($7::bool is null or (r.fanout > 0) = $7) as wanted, row_number() over () as n
+    from (
+        select x.id, x.accepted_at, x.fanout
+        from events x
+        where x.tenant = $1 and x.type = $6 and x.accepted_at > $2 and (x.accepted_at, x.id) < ($3, $4)
+        order by x.accepted_at desc, x.id desc
+        offset $9 limit $5
+    ) r
+) e
+where e.wanted or e.n = $5
+limit $8
