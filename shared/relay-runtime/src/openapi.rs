@@ -1,6 +1,8 @@
 //! What the OpenAPI documents of the services have in common: the shape of a problem and the answers that every
 //! route can give.
 
+mod examples;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -25,7 +27,9 @@ const PAGE: &str = "/docs";
 /// Shows the document at `/openapi.json` beside the routes that it describes, and at `/docs` a page on which it is read
 /// and tried. All that the page needs comes from this program.
 pub fn show(routes: Router, document: &utoipa::openapi::OpenApi) -> Router {
-    let text: Arc<str> = serde_json::to_string(document).expect("the document has only texts as keys").into();
+    let mut document = serde_json::to_value(document).expect("the document has only texts as keys");
+    examples::add(&mut document);
+    let text: Arc<str> = document.to_string().into();
     let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) };
     // No validator badge: it would ask a server on the internet.
     let page = Config::from(DOCUMENT)

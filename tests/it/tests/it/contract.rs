@@ -87,3 +87,42 @@ async fn a_generated_typescript_client_works() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// Every operation says what it does, shows what goes in and what comes out, and names its errors.
+#[tokio::test]
+async fn every_operation_is_explained_by_example() -> anyhow::Result<()> {
+    let w = World::start().await?;
+    let document = w.api.request("GET", "/openapi.json", &[], None).await?.expect(200).body;
+    let mut missing = Vec::new();
+    let mut operations = std::collections::BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap_or_default();
+            assert!(operations.insert(id.to_owned()), "{id} is not the only one");
+            let mut check = |has: bool, what: &str| {
+                if !has {
+                    missing.push(format!("{method} {path}: {what}"));
+                }
+            };
+            check(operation["summary"].is_string(), "a summary");
+            let examples = |body: &serde_json::Value| {
+                let contents = body["content"].as_object().into_iter().flatten();
+                contents.map(|(_, c)| c.get("example").is_some()).collect::<Vec<_>>()
+            };
+            check(examples(&operation["requestBody"]).iter().all(|e| *e), "an example of its body");
+            let answers = operation["responses"].as_object().unwrap();
+            for (status, answer) in answers.iter().filter(|(status, _)| status.starts_with('2')) {
+                check(examples(answer).iter().all(|e| *e), &format!("an example of its {status}"));
+            }
+            let has_errors = answers.keys().any(|status| status.starts_with('4'));
+            check(has_errors || path == "/api/v1/health", "its errors");
+        }
+    }
+    assert!(missing.is_empty(), "shared/relay-runtime/src/openapi/examples.json lacks:\n{}", missing.join("\n"));
+    let file = repository().join("shared/relay-runtime/src/openapi/examples.json");
+    let examples: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+    for id in examples.as_object().unwrap().keys() {
+        assert!(operations.contains(id), "examples of {id}, which is no operation");
+    }
+    Ok(())
+}

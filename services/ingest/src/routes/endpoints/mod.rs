@@ -17,7 +17,8 @@ pub mod test;
 /// Bytes of a request about an endpoint at most.
 const BODY_BYTES_MAX: usize = 256 * 1024;
 
-/// Fields of an endpoint in requests, for the documentation: they are read by [`crate::settings`].
+/// An endpoint to be registered.
+// For the document: its fields are read by `crate::settings`.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the request in the OpenAPI document")]
 pub struct EndpointRequest {

@@ -27,7 +27,8 @@ use crate::shapes::EventShape;
 /// How long a request with a key waits for Postgres to say whether the key was used; then the first one wins.
 pub(super) const KEY_LOOK_UP: Duration = Duration::from_millis(100);
 
-/// Body of `POST /events`, for the documentation: the request itself is read by [`admit::draft`].
+/// An event to be sent.
+// For the document: the request itself is read by `admit::draft`.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the request in the OpenAPI document")]
 pub struct EventRequest {
