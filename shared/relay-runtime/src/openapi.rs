@@ -2,6 +2,7 @@
 //! route can give.
 
 mod examples;
+mod page;
 
 use std::sync::Arc;
 
@@ -9,7 +10,6 @@ use axum::Router;
 use axum::http::header;
 use axum::routing::get;
 use utoipa::{IntoResponses, OpenApi, ToSchema};
-use utoipa_swagger_ui::{Config, SwaggerUi};
 
 /// The document that routes are added to: without it, the shape of a problem is pointed at and not there.
 pub fn document(title: &str, description: &str) -> utoipa::openapi::OpenApi {
@@ -21,23 +21,14 @@ pub fn document(title: &str, description: &str) -> utoipa::openapi::OpenApi {
 
 /// Where the document is.
 const DOCUMENT: &str = "/openapi.json";
-/// Where the page is that shows it.
-const PAGE: &str = "/docs";
-
 /// Shows the document at `/openapi.json` beside the routes that it describes, and at `/docs` a page on which it is read
-/// and tried. All that the page needs comes from this program.
+/// and tried.
 pub fn show(routes: Router, document: &utoipa::openapi::OpenApi) -> Router {
     let mut document = serde_json::to_value(document).expect("the document has only texts as keys");
     examples::add(&mut document);
     let text: Arc<str> = document.to_string().into();
     let answer = move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) };
-    // No validator badge: it would ask a server on the internet.
-    let page = Config::from(DOCUMENT)
-        .validator_url("none")
-        .try_it_out_enabled(true)
-        .display_request_duration(true)
-        .filter(true);
-    routes.route(DOCUMENT, get(answer)).merge(SwaggerUi::new(PAGE).config(page))
+    page::add(routes.route(DOCUMENT, get(answer)), DOCUMENT)
 }
 
 #[derive(OpenApi)]
@@ -106,37 +97,7 @@ pub enum BodyProblems {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::{Body, to_bytes};
-    use axum::http::{Request, StatusCode};
-    use tower::ServiceExt as _;
-
     use super::*;
-
-    async fn get_text(router: &Router, path: &str) -> (StatusCode, String) {
-        let answer = router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
-        let status = answer.status();
-        (status, String::from_utf8_lossy(&to_bytes(answer.into_body(), 10_000_000).await.unwrap()).into_owned())
-    }
-
-    #[tokio::test]
-    async fn the_page_comes_with_all_that_it_loads() {
-        let router = show(Router::new(), &document("A title", "What it is"));
-        let (status, page) = get_text(&router, "/docs/").await;
-        assert_eq!(status, StatusCode::OK);
-        let loaded: Vec<_> = page
-            .split(['"', '\''])
-            .filter(|t| t.ends_with(".js") || t.ends_with(".css") || t.ends_with(".png"))
-            .collect();
-        assert!(loaded.len() > 3, "{page}");
-        for asset in loaded {
-            assert!(!asset.contains("//"), "{asset} comes from elsewhere");
-            let (status, _) = get_text(&router, &format!("/docs/{}", asset.trim_start_matches("./"))).await;
-            assert_eq!(status, StatusCode::OK, "{asset}");
-        }
-        let (_, start) = get_text(&router, "/docs/swagger-initializer.js").await;
-        assert!(start.contains("/openapi.json") && !start.contains("petstore"), "{start}");
-        assert!(get_text(&router, "/openapi.json").await.1.contains("A title"));
-    }
 
     #[test]
     fn all_answers_point_at_the_one_shape() {

@@ -59,6 +59,9 @@ mod tests {
         assert!(sent["responses"]["202"]["content"]["application/json"]["example"]["id"].is_string());
         assert_eq!(sent["responses"]["404"], content());
         assert_eq!(document["paths"]["/b"]["post"]["requestBody"], had);
-        assert_eq!(document["paths"]["/c"]["get"], json!({"operationId": "unheard_of", "responses": {"200": content()}}));
+        assert_eq!(
+            document["paths"]["/c"]["get"],
+            json!({"operationId": "unheard_of", "responses": {"200": content()}})
+        );
     }
 }
