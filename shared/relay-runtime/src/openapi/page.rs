@@ -33,7 +33,7 @@ pub(super) fn add(routes: Router, document: &'static str) -> Router {
 fn file(name: &str, config: &Arc<Config<'static>>) -> Response {
     match utoipa_swagger_ui::serve(name, Arc::clone(config)) {
         Ok(Some(file)) if name.is_empty() => {
-            let page = String::from_utf8_lossy(&file.bytes).replacen("<head>", "<head><base href=\"docs/\">", 1);
+            let page = String::from_utf8_lossy(&file.bytes).replacen("<head>", "<head><base href=\"/docs/\">", 1);
             ([(header::CONTENT_TYPE, file.content_type)], page).into_response()
         }
         Ok(Some(file)) => ([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()).into_response(),
@@ -61,7 +61,7 @@ mod tests {
         for path in ["/docs", "/docs/"] {
             let (status, page) = get_text(&router, path).await;
             assert_eq!(status, StatusCode::OK, "{path}");
-            assert!(page.contains("<base href=\"docs/\">"), "{page}");
+            assert!(page.contains("<base href=\"/docs/\">"), "{page}");
             let ends = [".js", ".css", ".png"];
             let loaded: Vec<_> = page.split(['"', '\'']).filter(|t| ends.iter().any(|e| t.ends_with(e))).collect();
             assert!(loaded.len() > 3, "{page}");

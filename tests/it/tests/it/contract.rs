@@ -93,6 +93,11 @@ async fn a_generated_typescript_client_works() -> anyhow::Result<()> {
 async fn every_operation_is_explained_by_example() -> anyhow::Result<()> {
     let w = World::start().await?;
     let document = w.api.request("GET", "/openapi.json", &[], None).await?.expect(200).body;
+    let text = document.to_string();
+    for reference in text.split("\"#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap_or_default();
+        assert!(document["components"]["schemas"].get(name).is_some(), "the schema {name} is not there");
+    }
     let mut missing = Vec::new();
     let mut operations = std::collections::BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {

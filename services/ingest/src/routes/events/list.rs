@@ -48,7 +48,7 @@ enum StatusParam {
         ListParams,
         ("event_type" = Option<String>, Query, description = "A type, or a pattern as in the filters of endpoints: `order.*`, `order.>`", example = "order.*"),
         ("endpoint_id" = Option<uuid::Uuid>, Query, description = "With a delivery to this endpoint"),
-        ("status" = Option<StatusParam>, Query, description = "With this status"),
+        ("status" = inline(Option<StatusParam>), Query, description = "With this status"),
         ("created_after" = Option<chrono::DateTime<chrono::Utc>>, Query, description = "Accepted after this time"),
         ("created_before" = Option<chrono::DateTime<chrono::Utc>>, Query, description = "Accepted before this time"),
     ),
