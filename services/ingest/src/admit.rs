@@ -65,6 +65,11 @@ pub fn draft(body: &Bytes, headers: Headers<'_>, payload_max: usize) -> Result<D
 
     let key_field = key.filter(|v| !is_null(v)).and_then(|value| {
         let text = faults.string("idempotency_key", value)?;
+        // Stored it could be, but a query that asks for it could not be written in most tools.
+        if text.contains('\0') {
+            faults.add("idempotency_key", "must not contain U+0000");
+            return None;
+        }
         let key = IdempotencyKey::parse(&text);
         key.map_err(|why| faults.add("idempotency_key", why)).ok()
     });
@@ -225,6 +230,8 @@ mod tests {
         assert_eq!(paths(with("", b"\xff")), ["header.Idempotency-Key"]);
         let long = format!(r#"{{"event_type":"a","payload":1,"idempotency_key":"{}"}}"#, "é".repeat(256));
         assert_eq!(paths(plain(&long)), ["idempotency_key"]);
+        let nul = r#"{"event_type":"a","payload":1,"idempotency_key":"a\u0000"}"#;
+        assert_eq!(paths(plain(nul)), ["idempotency_key"]);
         assert!(plain(&long.replacen('é', "", 1)).is_ok(), "characters are counted, not bytes");
     }
 

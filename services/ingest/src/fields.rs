@@ -2,7 +2,8 @@
 //! the path of its field. Used by [`crate::admit`] and by the endpoint routes.
 //!
 //! Values stay unread texts until asked for, so a payload keeps its bytes and a `null` can be told from a field
-//! that isn't there. Of a repeated field the last one counts. Arrays never pass for objects.
+//! that isn't there. A field that stands there twice is refused: others on the request's way may have read the other
+//! one. Arrays never pass for objects.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,11 +11,17 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use relay_core::event::{PAYLOAD_DEPTH_MAX, nesting};
 use relay_core::problem::FieldError;
 use relay_core::signature::SigningSecret;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+/// Strings in a list at most. What a field allows is less; this bounds what is read to find that out.
+const STRINGS_MAX: usize = 1000;
+/// Faults that are told at most.
+const FAULTS_MAX: usize = 100;
 
 /// Why a body is no object of fields.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +32,9 @@ pub enum BodyError {
     /// JSON, but no object.
     #[error("the body must be a JSON object")]
     NotAnObject,
+    /// An object that has this field more than once.
+    #[error("the field {0} stands there twice")]
+    Repeated(&'static str),
 }
 
 /// The values of the fields `names` in the object `body`, in the order of `names`; `None` where a field is not
@@ -45,9 +55,23 @@ pub fn read<'a, const N: usize>(
             Ok(_) => Err(BodyError::NotAnObject),
             Err(e) => Err(BodyError::Malformed(e.to_string())),
         },
-        Ok(values) => json.end().map(|()| values).map_err(|e| BodyError::Malformed(e.to_string())),
-        malformed => malformed,
+        Ok(found) => {
+            json.end().map_err(|e| BodyError::Malformed(e.to_string()))?;
+            if found.is_deep {
+                return Err(BodyError::Malformed(format!("nested deeper than {PAYLOAD_DEPTH_MAX}")));
+            }
+            found.repeated.map_or(Ok(found.values), |name| Err(BodyError::Repeated(name)))
+        }
+        Err(malformed) => Err(malformed),
     }
+}
+
+struct Found<'a, const N: usize> {
+    values: [Option<&'a RawValue>; N],
+    /// The first of `names` that was there twice.
+    repeated: Option<&'static str>,
+    /// Something that nobody asked for is deeper than a payload may be.
+    is_deep: bool,
 }
 
 struct ObjectVisitor<const N: usize> {
@@ -55,23 +79,26 @@ struct ObjectVisitor<const N: usize> {
 }
 
 impl<'de, const N: usize> Visitor<'de> for ObjectVisitor<N> {
-    type Value = [Option<&'de RawValue>; N];
+    type Value = Found<'de, N>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut values = [None; N];
+        let mut found = Found { values: [None; N], repeated: None, is_deep: false };
         while let Some(known) = map.next_key_seed(NameIndex(self.names))? {
+            let value = map.next_value::<&'de RawValue>()?;
             match known {
-                Some(index) => values[index] = Some(map.next_value::<&'de RawValue>()?),
-                None => {
-                    map.next_value::<IgnoredAny>()?;
+                Some(index) => {
+                    if found.values[index].replace(value).is_some() {
+                        found.repeated.get_or_insert(self.names[index]);
+                    }
                 }
+                None => found.is_deep |= nesting(value.get().as_bytes()) > PAYLOAD_DEPTH_MAX,
             }
         }
-        Ok(values)
+        Ok(found)
     }
 }
 
@@ -108,8 +135,11 @@ pub fn is_null(value: &RawValue) -> bool {
 pub struct Faults(pub Vec<FieldError>);
 
 impl Faults {
-    /// Notes that the body's field at `path` is wrong.
+    /// Notes that the body's field at `path` is wrong. After many faults, further ones say nothing new.
     pub fn add(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
+        if self.0.len() >= FAULTS_MAX {
+            return;
+        }
         self.0.push(FieldError { field: format!("body.{path}"), message: message.to_string() });
     }
 
@@ -186,33 +216,67 @@ impl Faults {
     /// A list of strings.
     pub fn strings(&mut self, field: &str, value: &RawValue) -> Option<Vec<String>> {
         let items = self.list(field, value)?;
-        let before = self.0.len();
-        let read = items
-            .iter()
-            .enumerate()
-            .filter_map(|(i, item)| self.string(&format!("{field}.{i}"), item).map(Cow::into_owned))
-            .collect();
-        (self.0.len() == before).then_some(read)
+        if items.len() > STRINGS_MAX {
+            self.add(field, format_args!("must have at most {STRINGS_MAX} items"));
+            return None;
+        }
+        let read = |(i, item): (usize, &&RawValue)| self.string(&format!("{field}.{i}"), item).map(Cow::into_owned);
+        let read: Vec<Option<String>> = items.iter().enumerate().map(read).collect();
+        read.into_iter().collect()
     }
 
     /// An object of strings.
     pub fn string_map(&mut self, field: &str, value: &RawValue) -> Option<BTreeMap<String, String>> {
-        let items: BTreeMap<String, &RawValue> = self.typed(field, value, "must be an object of strings")?;
-        let before = self.0.len();
-        let read = items
-            .into_iter()
-            .filter_map(|(name, item)| {
-                let text = self.string(&format!("{field}.{name}"), item)?.into_owned();
-                Some((name, text))
-            })
-            .collect();
-        (self.0.len() == before).then_some(read)
+        let Pairs(items) = self.typed(field, value, "must be an object of strings")?;
+        if items.len() > STRINGS_MAX {
+            self.add(field, format_args!("must have at most {STRINGS_MAX} items"));
+            return None;
+        }
+        let mut read = BTreeMap::new();
+        let mut is_good = true;
+        for (name, item) in items {
+            let path = format!("{field}.{name}");
+            let text = self.string(&path, item).map(Cow::into_owned);
+            is_good &= text.is_some();
+            if read.insert(name, text.unwrap_or_default()).is_some() {
+                self.add(path, "stands there twice");
+                is_good = false;
+            }
+        }
+        is_good.then_some(read)
     }
 }
 
 /// A string, borrowed from the request where it has no escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The members of an object, in their order.
+struct Pairs<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Pairs<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor;
+
+        impl<'de> Visitor<'de> for PairsVisitor {
+            type Value = Pairs<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(PairsVisitor)
+    }
+}
 
 /// An integer of any size: `None` when it doesn't fit 64 bits.
 struct IntegerText(Option<i64>);
@@ -249,8 +313,38 @@ mod tests {
             texts(r#" {"x":[{}], "payload" : { "b":1,  "a":1e400 } , "a":null} "#),
             Ok([Some("null"), Some(r#"{ "b":1,  "a":1e400 }"#)])
         );
-        assert_eq!(texts(r#"{"a":1,"a":2}"#), Ok([Some("2"), None]));
+        assert_eq!(texts(r#"{"x":1,"x":2,"a":{"b":1,"b":2}}"#), Ok([Some(r#"{"b":1,"b":2}"#), None]));
         assert_eq!(texts(r#"{"\u0061":1}"#), Ok([Some("1"), None]));
+    }
+
+    #[test]
+    fn no_field_stands_there_twice() {
+        for twice in [r#"{"a":1,"a":2}"#, r#"{"a":1,"\u0061":1}"#, r#"{"a":null,"x":1,"a":null,"a":7}"#] {
+            assert_eq!(texts(twice), Err(BodyError::Repeated("a")), "{twice}");
+        }
+        assert!(matches!(texts(r#"{"a":1,"a":2"#), Err(BodyError::Malformed(_))), "broken JSON is said first");
+        let mut faults = Faults::default();
+        assert_eq!(faults.string_map("headers", raw(r#"{"X-A":"1","X-B":"2","X-A":"3"}"#)), None);
+        assert_eq!(faults.0.len(), 1);
+        assert_eq!(faults.0[0].field, "body.headers.X-A");
+    }
+
+    #[test]
+    fn depth_and_length_are_bounded() {
+        let deep = |n: usize| format!(r#"{{"x":{}{}}}"#, "[".repeat(n), "]".repeat(n));
+        assert!(texts(&deep(PAYLOAD_DEPTH_MAX)).is_ok());
+        for n in [PAYLOAD_DEPTH_MAX + 1, 100_000] {
+            assert!(matches!(texts(&deep(n)), Err(BodyError::Malformed(_))), "{n}");
+        }
+        let mut faults = Faults::default();
+        let list = |item: &str, n: usize| format!("[{}{item}]", format!("{item},").repeat(n - 1));
+        assert_eq!(faults.strings("l", raw(&list("\"a\"", STRINGS_MAX))).unwrap().len(), STRINGS_MAX);
+        assert!(faults.is_empty());
+        assert_eq!(faults.strings("l", raw(&list("\"a\"", 10_000))), None);
+        assert_eq!((faults.0.len(), faults.0[0].field.as_str()), (1, "body.l"));
+        assert_eq!(faults.strings("l", raw(&list("7", STRINGS_MAX))), None);
+        assert_eq!(faults.0.len(), FAULTS_MAX);
+        assert_eq!(faults.strings("l", raw("[7]")), None, "what isn't told is wrong all the same");
     }
 
     #[test]

@@ -138,6 +138,10 @@ impl From<BodyError> for Refusal {
                 field: "body".to_owned(),
                 message: "must be a JSON object".to_owned(),
             }]),
+            BodyError::Repeated(name) => Self::Invalid(vec![FieldError {
+                field: format!("body.{name}"),
+                message: "stands there twice".to_owned(),
+            }]),
         }
     }
 }

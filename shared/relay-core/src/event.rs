@@ -131,7 +131,7 @@ pub fn check_payload(bytes: &[u8], limit: usize) -> Result<(), InvalidPayload> {
 }
 
 /// How deep valid JSON nests.
-fn nesting(json: &[u8]) -> usize {
+pub fn nesting(json: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for byte in json {
         match (in_string, byte) {

@@ -1,5 +1,6 @@
 //! The habits of our HTTP interfaces, around any router: [`layers`] makes them, [`serve`] runs them on a listener.
 
+mod hurried;
 mod observe;
 mod serve;
 

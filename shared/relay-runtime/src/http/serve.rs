@@ -17,10 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::hurried::Hurried;
+
 /// Connections at once at most; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16_384;
 /// How long a client may take to send the head of a request; also how long a connection may idle.
 const HEADER_READ_MAX: Duration = Duration::from_secs(60);
+/// How large the head of a request may be, in bytes, give or take one read; a larger one is answered with 431.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How long running requests may take to finish once `stop` has fired.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of files or memory.
@@ -98,11 +102,12 @@ async fn converse(stream: TcpStream, client: ClientAddress, router: Router, stop
     let service = service_fn(move |mut request: Request<Incoming>| {
         let router = router.clone();
         request.extensions_mut().insert(client);
-        async move { router.oneshot(request.map(Body::new)).await as Result<_, Infallible> }
+        async move { router.oneshot(request.map(|body| Body::new(Hurried::new(body)))).await as Result<_, Infallible> }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -122,6 +127,41 @@ mod tests {
     use super::*;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What a client reads that sends `sent`, and no more, until the server ends the connection.
+    async fn answer_to(sent: &[u8]) -> String {
+        let router =
+            Router::new().route("/", axum::routing::post(async |body: axum::body::Bytes| body.len().to_string()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tokio::spawn(serve(listener, router, CancellationToken::new()));
+        client.write_all(sent).await.unwrap();
+        let mut answer = Vec::new();
+        // A connection that is cut while more of a request comes may be reset.
+        let _ = client.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_slow_client_for_ever() {
+        assert_eq!(answer_to(b"").await, "", "an idle connection");
+        assert_eq!(answer_to(b"POST / HTTP/1.1\r\nHost: x\r\nX-A: ").await, "");
+        let answer = answer_to(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf").await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        let chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+        let answer = answer_to(chunked).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_huge_head_is_refused() {
+        let head = |size: usize| {
+            format!("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-A: {}\r\n\r\n", "a".repeat(size))
+        };
+        assert!(answer_to(head(HEAD_BYTES_MAX / 2).as_bytes()).await.starts_with("HTTP/1.1 200"));
+        let endless = &head(4 * HEAD_BYTES_MAX)[..2 * HEAD_BYTES_MAX];
+        assert!(answer_to(endless.as_bytes()).await.starts_with("HTTP/1.1 431"));
+    }
 
     #[tokio::test]
     async fn a_running_request_is_finished_when_it_stops() {

@@ -12,6 +12,7 @@ mod event_batches;
 mod event_lists;
 mod fan_out;
 mod hostile_receivers;
+mod hostile_requests;
 mod idempotency;
 mod interface;
 mod journeys;
