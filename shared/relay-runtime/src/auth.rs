@@ -2,7 +2,7 @@
 //! as long as none exists. Routes learn from [`Caller`] whose request it is.
 //!
 //! What a route needs stands in its OpenAPI operation (`security(("api_key" = ["events:write"]))`), else it follows from
-//! the method: [`routes`] reads both, so that what is documented is what is enforced.
+//! the method: `routes` reads both, so that what is documented is what is enforced.
 //!
 //! Invariants: the operator's key is compared in constant time, by its digest, and a stored key is found by its digest;
 //! none is logged. A key that is known is checked in memory, whatever the database does. An unknown one is refused only

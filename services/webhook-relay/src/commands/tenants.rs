@@ -12,7 +12,7 @@ use super::access::{AccessFlags, all, table};
 pub enum Command {
     /// Makes a tenant: endpoints, events, dead letters and keys of its own, which no other tenant sees.
     ///
-    /// On the private NATS server it gets a user that may publish below relay.events.<tenant> and do nothing else; for NATS
+    /// On the private NATS server it gets a user that may publish below relay.events.TENANT and do nothing else; for NATS
     /// servers of your own the lines for their configuration are printed. Repeating it is fine, and shows them again.
     ///
     /// Examples:

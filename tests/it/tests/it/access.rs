@@ -356,3 +356,25 @@ async fn all_pods_know_a_key_and_its_end_also_while_the_database_is_away() -> an
     }
     Ok(())
 }
+
+/// All over HTTP: a tenant, its key, and an event that only that tenant sees.
+#[tokio::test]
+async fn an_operator_sets_a_tenant_up() -> anyhow::Result<()> {
+    let w = World::start().await?;
+    let operator = w.api.with_key(&w.key("default", "operator", &[])?);
+    operator.post("/tenants", &json!({"id": "Not a tenant"})).await?.expect_problem(422, "validation-failed");
+    operator.post("/tenants", &json!({"id": "acme"})).await?.expect(201);
+    operator.post("/tenants", &json!({"id": "acme"})).await?.expect(200);
+    let tenants = operator.get("/tenants").await?.expect(200).body["items"].to_string();
+    assert!(tenants.contains("acme") && tenants.contains("default"), "{tenants}");
+    let wish = json!({"name": "Shop", "scopes": ["admin", "events:write"]}).to_string();
+    let headers = [("x-relay-tenant", "acme"), ("content-type", "application/json")];
+    let made = operator.request("POST", "/api/v1/keys", &headers, Some(wish)).await?.expect(201);
+    let acme = w.api.with_key(&made.text("key"));
+    let id = acme.endpoint(&w.sink.url("/acme"), json!({})).await?.text("id");
+    let event = acme.event(&id, "order.created", json!({"order_id": 42})).await?;
+    acme.wait_status(&event, "delivered").await?;
+    operator.get(&format!("/events/{event}")).await?.expect_problem(404, "event-not-found");
+    operator.request("GET", &format!("/api/v1/events/{event}"), &headers[..1], None).await?.expect(200);
+    Ok(())
+}

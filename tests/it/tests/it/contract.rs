@@ -98,6 +98,7 @@ async fn every_operation_is_explained_by_example() -> anyhow::Result<()> {
         let name = reference.split('"').next().unwrap_or_default();
         assert!(document["components"]["schemas"].get(name).is_some(), "the schema {name} is not there");
     }
+    let table = std::fs::read_to_string(repository().join("docs/interface.md"))?;
     let mut missing = Vec::new();
     let mut operations = std::collections::BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
@@ -110,6 +111,8 @@ async fn every_operation_is_explained_by_example() -> anyhow::Result<()> {
                 }
             };
             check(operation["summary"].is_string(), "a summary");
+            let route = format!("| `{} {}` |", method.to_uppercase(), path.trim_start_matches("/api/v1"));
+            check(table.contains(&route), "a line in docs/interface.md");
             let examples = |body: &serde_json::Value| {
                 let contents = body["content"].as_object().into_iter().flatten();
                 contents.map(|(_, c)| c.get("example").is_some()).collect::<Vec<_>>()
@@ -123,7 +126,11 @@ async fn every_operation_is_explained_by_example() -> anyhow::Result<()> {
             check(has_errors || path == "/api/v1/health", "its errors");
         }
     }
-    assert!(missing.is_empty(), "shared/relay-runtime/src/openapi/examples.json lacks:\n{}", missing.join("\n"));
+    assert!(
+        missing.is_empty(),
+        "these lack something (examples are in shared/relay-runtime/src/openapi/examples.json):\n{}",
+        missing.join("\n")
+    );
     let file = repository().join("shared/relay-runtime/src/openapi/examples.json");
     let examples: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
     for id in examples.as_object().unwrap().keys() {
