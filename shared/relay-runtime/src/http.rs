@@ -18,7 +18,7 @@ pub use self::observe::RequestId;
 pub use self::serve::{BindError, ClientAddress, bind, serve};
 use crate::problem::ProblemResponse;
 
-/// Puts the habits around all routes of `router`: `X-Request-ID` and `X-Response-Time-Ms` on every answer, one log
+/// Puts the habits around all routes of `router`: `X-Request-ID`, `X-Response-Time-Ms`, `nosniff` and `no-store` on every answer, one log
 /// line and one measurement a request, panics, unknown paths and wrong methods as problems, a slash at the end
 /// of a path ignored (without a redirect), bodies of at most `body_bytes_max` bytes.
 pub fn layers(router: Router, body_bytes_max: usize) -> Router {
@@ -91,6 +91,8 @@ mod tests {
             assert_eq!(headers["content-type"], "application/problem+json");
             assert!(headers["x-response-time-ms"].to_str().unwrap().parse::<f64>().is_ok());
             assert_eq!(headers["x-request-id"].len(), 36);
+            assert_eq!(headers["x-content-type-options"], "nosniff");
+            assert_eq!(headers["cache-control"], "no-store");
         }
         assert_eq!(call(request("DELETE", "/events")).await.1["allow"], "GET,HEAD");
     }

@@ -4,7 +4,7 @@
 //! `debug` for the rest. Queries and headers are not in it: they may hold secrets.
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
@@ -42,6 +42,9 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
         .record(took.as_secs_f64());
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
+    // What tenants stored comes back as data, never as a page; answers may hold secrets.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if let Ok(value) = HeaderValue::try_from(format!("{ms:.2}")) {
         headers.insert(RESPONSE_TIME, value);
     }
