@@ -18,9 +18,9 @@ pub use self::observe::RequestId;
 pub use self::serve::{BindError, ClientAddress, bind, serve};
 use crate::problem::ProblemResponse;
 
-/// Puts the habits around all routes of `router`: `X-Request-ID`, `X-Response-Time-Ms`, `nosniff` and `no-store` on every answer, one log
-/// line and one measurement a request, panics, unknown paths and wrong methods as problems, a slash at the end
-/// of a path ignored (without a redirect), bodies of at most `body_bytes_max` bytes.
+/// Puts the habits around all routes of `router`: `X-Request-ID`, `X-Response-Time-Ms`, `nosniff` and `no-store` on
+/// every answer, one log line and one measurement a request, panics, unknown paths and wrong methods as problems, a
+/// slash at the end of a path ignored (without a redirect), bodies of at most `body_bytes_max` bytes.
 pub fn layers(router: Router, body_bytes_max: usize) -> Router {
     let inner = router
         .fallback(not_found)
