@@ -110,7 +110,7 @@ impl Batcher {
     /// Safe to repeat whole.
     async fn store(&self, events: Vec<FoldedEvent>, letters: &[Unusable]) -> Result<(), StoreError> {
         if !letters.is_empty() {
-            self.write_letters(letters.iter().map(raw_letter).collect()).await?;
+            self.write_letters(letters.iter().map(Unusable::letter).collect()).await?;
         }
         let mut todo = events;
         let mut rounds = 0;
@@ -245,20 +245,6 @@ fn fresh_jobs(planned: &PlannedEvent, now: DateTime<Utc>) -> Vec<Job> {
         payload: inline.then(|| event.payload.clone()),
     });
     jobs.collect()
-}
-
-fn raw_letter(unusable: &Unusable) -> RawLetter {
-    RawLetter {
-        id: unusable.id,
-        event_id: Some(unusable.event),
-        tenant: unusable.tenant.clone(),
-        event_type: unusable.event_type.clone(),
-        reason: unusable.reason,
-        error: unusable.error.clone(),
-        subject: Bytes::copy_from_slice(unusable.subject.as_bytes()),
-        payload: unusable.payload.clone(),
-        at: unusable.at,
-    }
 }
 
 fn own_letter(event: &Event, reason: DeadReason, error: &str) -> RawLetter {

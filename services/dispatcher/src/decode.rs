@@ -1,4 +1,5 @@
-//! Step 5, first half: a message on EVENTS becomes events, or a dead letter that says why it can't. Pure.
+//! Step 5, first half: a message on EVENTS becomes events, or a dead letter that says why it can't. Pure. Also called by
+//! `webhook-relay fsck`, to know what a retained message must have become.
 //!
 //! Bundles come from ingest and are trusted. On `relay.events.>` a stranger may publish, so exactly five things
 //! are read: subject, body, idempotency key, endpoint id and trace context.
@@ -10,6 +11,7 @@ use relay_core::event::{self, Event, InvalidPayload, TRACE_BYTES_MAX};
 use relay_core::ids::{DeadLetterId, EndpointId, EventId, IdempotencyKey, TenantId};
 use relay_core::subject::{self, EventsSubject};
 use relay_core::{WireError, bundle};
+use relay_store::RawLetter;
 
 /// A message as it was pulled.
 #[derive(Clone, Debug)]
@@ -53,6 +55,23 @@ pub struct Unusable {
     pub payload: Bytes,
     /// When it came.
     pub at: DateTime<Utc>,
+}
+
+impl Unusable {
+    /// The letter, as the ledger takes it.
+    pub fn letter(&self) -> RawLetter {
+        RawLetter {
+            id: self.id,
+            event_id: Some(self.event),
+            tenant: self.tenant.clone(),
+            event_type: self.event_type.clone(),
+            reason: self.reason,
+            error: self.error.clone(),
+            subject: Bytes::copy_from_slice(self.subject.as_bytes()),
+            payload: self.payload.clone(),
+            at: self.at,
+        }
+    }
 }
 
 /// What a message is.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 pub use cli::{Cli, main_with};
 pub use config::Config;
+pub use decode::{Decoded, Message, Unusable, decode};
 pub use relay_links::Links;
 use relay_store::Leader;
 use tokio_util::sync::CancellationToken;

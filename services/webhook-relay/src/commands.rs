@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod access;
+pub mod fsck;
 pub mod keys;
 pub mod migrate;
 pub mod private;

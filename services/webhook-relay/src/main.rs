@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 ///   webhook-relay up --database-url … --redis-url … --nats-url …
 ///   webhook-relay migrate --database-url postgres://…  brings the schema up to date
 ///   webhook-relay keys create --name shop --scope events:write
+///   webhook-relay fsck                                 is everything there that was accepted?
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Cli {
@@ -36,6 +37,8 @@ enum Command {
     /// Makes and lists tenants
     #[command(subcommand)]
     Tenants(commands::tenants::Command),
+    /// Checks that nothing is lost in what the running servers hold; repairs what can be repaired
+    Fsck(commands::fsck::Args),
     /// Runs the REST interface for events and endpoints alone
     Ingest(Box<ingest::Cli>),
     /// Runs a dispatcher alone: matching, fan-out, scheduling
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Migrate(args) => commands::migrate::run(args),
         Command::Keys(command) => commands::keys::run(command),
         Command::Tenants(command) => commands::tenants::run(command),
+        Command::Fsck(args) => return commands::fsck::run(&args),
         Command::Ingest(cli) => ingest::main_with(*cli),
         Command::Dispatcher(cli) => dispatcher::main_with(*cli),
         Command::Deliverer(cli) => deliverer::main_with(*cli),

@@ -14,6 +14,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const STORAGE_EXCEEDED: u64 = 10047;
 /// JetStream's error code for a stream that doesn't exist.
 pub(crate) const STREAM_NOT_FOUND: u64 = 10059;
+/// JetStream's error code for a message that isn't there (any more).
+pub(crate) const MESSAGE_NOT_FOUND: u64 = 10037;
 /// JetStream's error code for a consumer that doesn't exist.
 pub(crate) const CONSUMER_NOT_FOUND: u64 = 10014;
 /// JetStream's error code for a stream that exists with another configuration.

@@ -35,9 +35,9 @@ pub(crate) struct Sample {
 
 /// What a stream holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
-    first: u64,
-    last: u64,
+pub(crate) struct Held {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
     bytes: u64,
     bytes_max: u64,
 }
@@ -71,7 +71,7 @@ impl Bus {
         Ok(lag(&self.consumer(JOBS_STREAM, &lane.consumer()).await?))
     }
 
-    async fn consumer(&self, stream: &str, name: &str) -> Result<Value, BusError> {
+    pub(crate) async fn consumer(&self, stream: &str, name: &str) -> Result<Value, BusError> {
         ask(self.api(), &format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await
     }
 
@@ -96,7 +96,7 @@ impl Bus {
         self.purge(JOBS_STREAM, jobs, floor_of_all).await
     }
 
-    async fn held(&self, stream: &str) -> Result<Held, BusError> {
+    pub(crate) async fn held(&self, stream: &str) -> Result<Held, BusError> {
         Ok(Held::read(&ask(self.api(), &format!("STREAM.INFO.{stream}"), &json!({})).await?))
     }
 
@@ -134,7 +134,7 @@ fn lag(info: &Value) -> Lag {
 
 /// Up to where everything is acknowledged. `last` is the stream's last sequence from before `info`: a consumer
 /// with nothing left has acknowledged all of that (its own floor stays behind where others' messages follow).
-fn floor(info: &Value, last: u64) -> u64 {
+pub(crate) fn floor(info: &Value, last: u64) -> u64 {
     match lag(info) {
         Lag { pending: 0, ack_pending: 0 } => last,
         _ => info["ack_floor"]["stream_seq"].as_u64().unwrap_or_default(),

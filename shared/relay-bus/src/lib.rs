@@ -21,6 +21,7 @@ mod publish;
 mod pull;
 mod pullers;
 mod replies;
+mod retained;
 mod source;
 mod topology;
 
@@ -31,5 +32,6 @@ pub use durability::BusDurability;
 pub use error::{BusError, PublishError};
 pub use hints::Hints;
 pub use history::Lag;
+pub use retained::{Retained, RetainedMessage, RetainedPart};
 pub use source::{EventMessage, EventSource, JobMessage, JobSource};
 pub use topology::Topology;

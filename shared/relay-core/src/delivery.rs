@@ -346,6 +346,36 @@ pub fn apply(stored: Stored, claim: i32, attempts: i32, outcome: &Outcome) -> Ef
     }
 }
 
+/// What became of a dead letter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LetterState {
+    /// Waits for somebody.
+    Open,
+    /// Its delivery was opened again.
+    Replayed,
+    /// Its delivery was delivered after all.
+    Resolved,
+    /// Discarded by an operator.
+    Discarded,
+}
+
+impl LetterState {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Replayed => "replayed",
+            Self::Resolved => "resolved",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// From its text.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Open, Self::Replayed, Self::Resolved, Self::Discarded].into_iter().find(|s| s.as_str() == text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,10 +4,12 @@
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
 //! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
-//! [`keys`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface.
+//! [`keys`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface;
+//! [`audit`] judges what a running system holds.
 
 pub mod address;
 pub mod answer;
+pub mod audit;
 pub mod breaker;
 pub mod bulk;
 pub mod bundle;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use relay_core::delivery::DeadReason;
+pub use relay_core::delivery::LetterState;
 use relay_core::ids::{DeadLetterId, EndpointId, EventId, TenantId};
 use relay_core::page::Cursor;
 use uuid::Uuid;
@@ -10,36 +11,6 @@ use uuid::Uuid;
 use crate::connect::Store;
 use crate::error::StoreError;
 use crate::window::{Listed, TOTAL_MAX, Window};
-
-/// What became of a dead letter.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LetterState {
-    /// Waits for somebody.
-    Open,
-    /// Its delivery was opened again.
-    Replayed,
-    /// Its delivery was delivered after all.
-    Resolved,
-    /// Discarded by an operator.
-    Discarded,
-}
-
-impl LetterState {
-    /// As it is stored and shown.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Replayed => "replayed",
-            Self::Resolved => "resolved",
-            Self::Discarded => "discarded",
-        }
-    }
-
-    /// From its text.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Open, Self::Replayed, Self::Resolved, Self::Discarded].into_iter().find(|s| s.as_str() == text)
-    }
-}
 
 /// Which letters are meant.
 #[derive(Clone, Debug, Default)]

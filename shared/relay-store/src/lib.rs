@@ -4,7 +4,8 @@
 //! [`dispatch`] (stored), [`check`] (looked at before it is sent), [`record`] (what became of it), [`claim`] (due
 //! again), [`replay`], [`jobs`], [`close`] and [`resume`] (operators and leaders). `connect`, `run` and [`bisect`] carry all
 //! of them; [`events`], [`attempts`], [`dead_letters`], [`endpoints`], [`keys`], [`stats`], [`series`], [`backlog`] and
-//! [`circuit_history`] serve the interface; `partitions`, [`leader`] and `retention` the leaders.
+//! [`circuit_history`] serve the interface; [`audit`] and [`mend`] the check of a running
+//! system; `partitions`, [`leader`] and `retention` the leaders.
 //!
 //! To add a query: write it with `sqlx::query!` (or a file in `src/sql` when it is long) in the file of its
 //! purpose, hand it to one of the three runners of [`Store`], and refresh the offline data: with a database that
@@ -14,6 +15,7 @@
 //! What producers and receivers send is bound as `bytea`: a NUL in a text column fails a whole batch.
 
 pub mod attempts;
+pub mod audit;
 pub mod backlog;
 pub mod bisect;
 pub mod check;
@@ -33,6 +35,7 @@ pub mod keys;
 pub mod leader;
 pub mod letter_groups;
 mod letters;
+pub mod mend;
 pub mod new_event;
 mod partitions;
 pub mod record;
@@ -50,6 +53,7 @@ mod window;
 mod tests;
 
 pub use attempts::AttemptView;
+pub use audit::{Doubled, Leaders, LetterAudit, OpenFault, OpenPart, Overdue, WrongFigures};
 pub use backlog::{Backlog, DUE_MAX};
 pub use check::{TakeKey, Taken};
 pub use circuit_history::{CircuitChange, CircuitEventRow};

@@ -166,12 +166,17 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
     let evidence = Evidence { accepted, sent, receipts, statuses, faults };
     let verdict = check::judge(&evidence);
     report::print(&verdict, &evidence.faults, &quiesced, &counts);
+    let unsound = system.fsck().await?;
+    println!("  {:<34} {:>12}", "fsck", if unsound.is_some() { "violations" } else { "sound" });
+    if let Some(said) = &unsound {
+        println!("{said}");
+    }
     let slowest = verdict.healthy.last().copied().unwrap_or_default();
     let too_slow = args.slowest_seconds > 0 && slowest > Duration::from_secs(args.slowest_seconds);
     if too_slow {
         println!("too slow: {slowest:?} from acceptance to a healthy endpoint");
     }
-    Ok(verdict.is_good() && quiesced.open.is_none() && !too_slow)
+    Ok(verdict.is_good() && quiesced.open.is_none() && unsound.is_none() && !too_slow)
 }
 
 /// Makes the endpoints; returns their ids.

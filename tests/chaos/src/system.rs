@@ -46,6 +46,7 @@ pub struct System {
     env: Vec<(String, String)>,
     database_url: String,
     redis_url: String,
+    nats_url: String,
     admin: async_nats::Client,
 }
 
@@ -77,6 +78,7 @@ impl System {
             proxies,
             database_url,
             redis_url,
+            nats_url,
             admin,
         };
         let through = |kind, url: &str| -> anyhow::Result<String> {
@@ -87,7 +89,7 @@ impl System {
         let env = vec![
             ("DATABASE_URL".to_owned(), through(ServerKind::Postgres, &system.database_url)?),
             ("REDIS_URL".to_owned(), through(ServerKind::Redis, &system.redis_url)?),
-            ("NATS_URL".to_owned(), through(ServerKind::Nats, &nats_url)?),
+            ("NATS_URL".to_owned(), through(ServerKind::Nats, &system.nats_url)?),
         ];
         system.env = env;
         system.env.extend(broken.map(|safety| ("RELAY_BREAK".to_owned(), safety.to_owned())));
@@ -194,6 +196,20 @@ impl System {
             .context("running psql")?;
         ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// What `webhook-relay fsck` says, not through the proxies; `None`: all is sound.
+    pub async fn fsck(&self) -> anyhow::Result<Option<String>> {
+        let output = tokio::process::Command::new(binary("webhook-relay")?)
+            .arg("fsck")
+            .env("DATABASE_URL", &self.database_url)
+            .env("NATS_URL", &self.nats_url)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("running webhook-relay fsck")?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((!output.status.success()).then(|| String::from_utf8_lossy(&said).into_owned()))
     }
 
     /// FLUSHALL.

@@ -1,4 +1,4 @@
-//! What the commands about keys and tenants share: the way to the database, and tables.
+//! What the commands about keys, tenants and the check share: the way to the database, and tables.
 
 use std::path::PathBuf;
 
@@ -56,18 +56,23 @@ impl AccessFlags {
     }
 
     fn url(&self) -> anyhow::Result<SecretString> {
-        if let Some(url) = self.database.optional()? {
-            return Ok(url);
+        match self.database.optional()? {
+            Some(url) => Ok(url),
+            None => self.address("DATABASE_URL", "--database-url"),
         }
+    }
+
+    /// The address that `up` wrote for one of its servers; `flag` is what can be given instead.
+    pub fn address(&self, name: &str, flag: &str) -> anyhow::Result<SecretString> {
         let file = self.data_dir.join(ADDRESSES);
         let text = std::fs::read_to_string(&file).with_context(|| {
             format!(
-                "no database: {} is not there (made by `webhook-relay up`); give --data-dir or --database-url",
+                "no {name}: {} is not there (made by `webhook-relay up`); give --data-dir or {flag}",
                 file.display()
             )
         })?;
-        let url = text.lines().find_map(|line| line.strip_prefix("DATABASE_URL="));
-        Ok(url.with_context(|| format!("{} has no DATABASE_URL", file.display()))?.into())
+        let url = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        Ok(url.with_context(|| format!("{} has no {name}", file.display()))?.into())
     }
 
     /// Prints `value` where --json asks for it; false: it doesn't.

@@ -105,6 +105,11 @@ fn expiry(text: &str) -> Result<Expiry, String> {
     if let Ok(at) = DateTime::parse_from_rfc3339(text) {
         return Ok(Expiry::At(at.with_timezone(&Utc)));
     }
+    span(text).map(Expiry::After).map_err(|_| "must be like 90d, 12h, 30m, 45s or 2030-01-01T00:00:00Z".to_owned())
+}
+
+/// A span of time in whole days, hours, minutes or seconds.
+pub fn span(text: &str) -> Result<TimeDelta, String> {
     let delta = || {
         let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
         let number = i64::from(number.parse::<u32>().ok()?);
@@ -116,7 +121,7 @@ fn expiry(text: &str) -> Result<Expiry, String> {
             _ => None,
         }
     };
-    delta().map(Expiry::After).ok_or_else(|| "must be like 90d, 12h, 30m, 45s or 2030-01-01T00:00:00Z".to_owned())
+    delta().ok_or_else(|| "must be like 90d, 12h, 30m or 45s".to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {

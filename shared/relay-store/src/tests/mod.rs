@@ -1,5 +1,6 @@
 //! Statements against a real Postgres, each test in a database of its own.
 
+mod auditing;
 mod bulk;
 mod claiming;
 mod connections;

@@ -11,6 +11,7 @@ mod endpoints;
 mod event_batches;
 mod event_lists;
 mod fan_out;
+mod fsck;
 mod hostile_receivers;
 mod hostile_requests;
 mod idempotency;
