@@ -22,7 +22,7 @@ pub use cli::{Cli, main_with};
 pub use config::Config;
 pub use decode::{Decoded, Message, Unusable, decode};
 pub use relay_links::Links;
-use relay_store::Leader;
+use relay_store::leader::{Leader, PURGE, SCHEDULER};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,12 +56,12 @@ impl Dispatcher {
         tasks.spawn(room::watch(Arc::clone(&room), self.links.bus.clone(), stop.clone()));
         tasks.spawn(scheduler::run(
             scheduler::Scheduler::new(self.links.clone(), Arc::clone(&room), Arc::clone(&meters)),
-            Leader::new(self.links.store.clone(), "scheduler", &self.holder),
+            Leader::new(self.links.store.clone(), SCHEDULER, &self.holder),
             stop.clone(),
         ));
         tasks.spawn(purge::run(
             self.links.bus.clone(),
-            Leader::new(self.links.store.clone(), "purge", &self.holder),
+            Leader::new(self.links.store.clone(), PURGE, &self.holder),
             stop.clone(),
         ));
         tasks.spawn(intake::run(intake::Intake::new(self.links.clone(), room, meters, &self.config), stop.clone()));

@@ -140,6 +140,22 @@ pub fn accept_time(now: DateTime<Utc>) -> DateTime<Utc> {
     now.trunc_subsecs(6)
 }
 
+/// The ids by which the event of a key is known: that of today, and those that the key had or will have on the days
+/// beside it.
+pub fn key_ids(tenant: &TenantId, key: &IdempotencyKey, now: DateTime<Utc>) -> [EventId; 3] {
+    let [before, after] = EventId::keyed_neighbours(tenant, key, now);
+    [EventId::keyed(tenant, key, now), before, after]
+}
+
+/// What becomes of a draft that was held against the directory, `fresh` or as old as it may be: while Postgres is away an
+/// unknown endpoint is no reason, as the dispatcher decides, and what it can't deliver becomes a dead letter.
+pub fn decided(fits: Result<(), Refusal>, fresh: bool) -> Result<(), Refusal> {
+    match fits {
+        Err(Refusal::UnknownEndpoint) if !fresh => Ok(()),
+        decided => decided,
+    }
+}
+
 /// The event of a draft: with a key, its id is that of the key's day; without, a fresh one.
 pub fn event(draft: Draft, tenant: TenantId, accepted_at: DateTime<Utc>, random: [u8; 10]) -> Event {
     let id = match &draft.key {

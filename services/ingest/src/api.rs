@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::Counter;
 use relay_core::address::AddressPolicy;
-use relay_core::ids::{EventId, TenantId};
+use relay_core::endpoint::Endpoint;
+use relay_core::ids::{EndpointId, EventId, TenantId};
 use relay_core::subject::HINT_DIRECTORY;
 use relay_links::Links;
-use relay_store::EventView;
+use relay_store::{EventView, StoreError};
 use tokio::time::Instant;
 
 use crate::committer::Committer;
@@ -53,6 +54,12 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Counts an event that wasn't accepted.
+    pub fn refusal(&self, refusal: &Refusal) {
+        let counter = if refusal.is_the_clients() { &self.refused } else { &self.unavailable };
+        counter.increment(1);
+    }
+
     /// Registers them with the installed recorder.
     pub fn register() -> Self {
         let outcome = |outcome: &'static str| metrics::counter!("relay_ingest_events_total", "outcome" => outcome);
@@ -89,22 +96,30 @@ impl Api {
 
     /// The event with this id, waiting for the dispatcher where it may have been accepted just now.
     pub async fn event(&self, tenant: &TenantId, id: EventId) -> Result<EventView, Refusal> {
-        let store = &self.links.store;
-        if let Some(view) = store.event_view(tenant, id).await? {
-            return Ok(view);
-        }
-        self.wait_for_dispatch(id).await?;
-        store.event_view(tenant, id).await?.ok_or(Refusal::UnknownEvent)
+        self.stored(id, || self.links.store.event_view(tenant, id)).await
     }
 
     /// The id that an event is stored under (its own, or the one that it is an alias of), waiting likewise.
     pub async fn stored_id(&self, tenant: &TenantId, id: EventId) -> Result<EventId, Refusal> {
-        let store = &self.links.store;
-        if let Some(stored) = store.resolve_event(tenant, id).await? {
-            return Ok(stored);
+        self.stored(id, || self.links.store.resolve_event(tenant, id)).await
+    }
+
+    /// What `ask` finds of an event; where it finds nothing and the event may have been accepted just now, it is asked
+    /// again once the dispatcher has stored it.
+    pub async fn stored<T, A>(&self, id: EventId, ask: impl Fn() -> A) -> Result<T, Refusal>
+    where
+        A: Future<Output = Result<Option<T>, StoreError>>,
+    {
+        if let Some(found) = ask().await? {
+            return Ok(found);
         }
         self.wait_for_dispatch(id).await?;
-        store.resolve_event(tenant, id).await?.ok_or(Refusal::UnknownEvent)
+        ask().await?.ok_or(Refusal::UnknownEvent)
+    }
+
+    /// An endpoint of the tenant, as Postgres has it.
+    pub async fn endpoint(&self, tenant: &TenantId, id: EndpointId) -> Result<Endpoint, Refusal> {
+        self.links.store.get_endpoint(tenant, id).await?.ok_or(Refusal::UnknownEndpoint)
     }
 
     async fn wait_for_dispatch(&self, id: EventId) -> Result<(), Refusal> {

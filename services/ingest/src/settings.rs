@@ -135,8 +135,7 @@ fn note<T, E: std::fmt::Display>(faults: &mut Faults, name: &str, checked: Resul
     checked.map_err(|why| faults.add(name, why)).ok()
 }
 
-/// A text of some characters without control characters (a NUL can't be stored).
-/// A text within limits of its length, without control characters.
+/// A text within limits of its length, without control characters (a NUL can't be stored).
 pub fn text_of(
     faults: &mut Faults,
     name: &str,

@@ -2,7 +2,7 @@
 //! which of two rows of one delivery is the later one, what a dead letter must be beside its delivery, and whether the
 //! statistics agree with the rows. Called by `webhook-relay fsck`.
 
-use crate::delivery::LetterState;
+use crate::delivery::{Closed, LetterState};
 
 /// What is stored of one event's deliveries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,12 +86,23 @@ pub enum Place {
 impl Place {
     /// From what is stored: whether there is an open row, and the status of the closed one.
     pub fn of(is_open: bool, closed: Option<i16>) -> Option<Self> {
-        match (is_open, closed) {
-            (true, _) => Some(Self::Open),
-            (false, Some(1)) => Some(Self::Delivered),
-            (false, Some(2)) => Some(Self::DeadLettered),
-            (false, Some(3)) => Some(Self::Discarded),
-            (false, _) => None,
+        if is_open {
+            return Some(Self::Open);
+        }
+        Some(match Closed::from_number(closed?)? {
+            Closed::Delivered => Self::Delivered,
+            Closed::DeadLettered => Self::DeadLettered,
+            Closed::Discarded => Self::Discarded,
+        })
+    }
+
+    /// How it was closed, if it was.
+    pub fn closed(self) -> Option<Closed> {
+        match self {
+            Self::Open => None,
+            Self::Delivered => Some(Closed::Delivered),
+            Self::DeadLettered => Some(Closed::DeadLettered),
+            Self::Discarded => Some(Closed::Discarded),
         }
     }
 

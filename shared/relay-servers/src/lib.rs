@@ -35,7 +35,7 @@ use process::{Process, Recipe, Spawner};
 
 pub use error::ServersError;
 pub use nats::tenants::{TenantUser, add_tenant, tenant_lines};
-pub use nats::{ACCOUNTS as NATS_ACCOUNTS, USERS as NATS_USERS};
+pub use nats::{ACCOUNTS as NATS_ACCOUNTS, USERS as NATS_USERS, password_variable};
 pub use postgres::{DATABASE, ROLE};
 pub use process::Signal;
 

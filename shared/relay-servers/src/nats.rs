@@ -55,7 +55,7 @@ pub(crate) fn prepare(
         kind: ServerKind::Nats,
         program,
         args: vec!["-c".to_owned(), conf.to_string_lossy().into_owned()],
-        env: passwords.iter().map(|(user, password)| (variable(user), password.clone())).collect(),
+        env: passwords.iter().map(|(user, password)| (password_variable(user), password.clone())).collect(),
         user: None,
         end: Signal::Terminate,
         log: data_dir.join("logs/nats.log"),
@@ -74,8 +74,8 @@ fn configuration(port: u16, monitor_port: u16, store_dir: &Path) -> String {
         .replace("{{store_dir}}", &quoted)
 }
 
-/// The environment variable that `accounts.conf` reads a user's password from.
-fn variable(user: &str) -> String {
+/// The variable of the server's environment that its configuration reads a user's, or a tenant's, password from.
+pub fn password_variable(user: &str) -> String {
     format!("RELAY_NATS_{}_PASSWORD", user.to_uppercase().replace('-', "_"))
 }
 
@@ -91,7 +91,7 @@ mod tests {
         assert!(directives.contains("sync_interval: always"));
         assert!(directives.contains(r#"store_dir: "/data/nats \"x\"""#), "{directives}");
         for user in USERS {
-            assert!(ACCOUNTS.contains(&format!("user: {user}, password: ${}", variable(user))), "{user}");
+            assert!(ACCOUNTS.contains(&format!("user: {user}, password: ${}", password_variable(user))), "{user}");
         }
         assert_eq!(ACCOUNTS.matches("password: $").count(), USERS.len());
     }

@@ -71,6 +71,19 @@ struct AttemptRow {
     pod: String,
 }
 
+/// The attempts that the end of a statement picks.
+macro_rules! attempts {
+    ($end:literal, $($value:expr),*) => {
+        sqlx::query_as!(
+            AttemptRow,
+            "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
+                a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
+            from attempts a " + $end,
+            $($value),*
+        )
+    };
+}
+
 impl From<AttemptRow> for AttemptView {
     fn from(row: AttemptRow) -> Self {
         Self {
@@ -112,12 +125,8 @@ impl Store {
         let Some(event) = self.resolve_event(tenant, event).await? else { return Ok(None) };
         let rows = self
             .keyed
-            .all(sqlx::query_as!(
-                AttemptRow,
-                "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
-                    a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
-                from attempts a
-                where a.event_id = $1 and ($2::timestamptz is null or (a.attempted_at, a.id) > ($2, $3::uuid))
+            .all(attempts!(
+                "where a.event_id = $1 and ($2::timestamptz is null or (a.attempted_at, a.id) > ($2, $3::uuid))
                 order by a.attempted_at, a.id
                 offset $4 limit $5",
                 event.0,
@@ -141,12 +150,8 @@ impl Store {
     pub(crate) async fn last_attempts_of(&self, event: EventId) -> Result<Vec<AttemptView>, StoreError> {
         let rows = self
             .keyed
-            .all(sqlx::query_as!(
-                AttemptRow,
-                "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
-                    a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
-                from attempts a
-                where a.event_id = $1
+            .all(attempts!(
+                "where a.event_id = $1
                 order by a.attempted_at desc, a.id desc
                 limit $2",
                 event.0,
@@ -164,12 +169,8 @@ impl Store {
     ) -> Result<Vec<AttemptView>, StoreError> {
         let rows = self
             .keyed
-            .all(sqlx::query_as!(
-                AttemptRow,
-                "select a.event_id, a.id, a.endpoint_id, a.number, a.attempted_at, a.success, a.http_status, a.error_class, a.error, a.total_us,
-                    a.connect_us, a.first_byte_us, a.request_headers, a.response_headers, a.response_excerpt, a.pod
-                from attempts a
-                where a.event_id = $1 and a.endpoint_id = $2
+            .all(attempts!(
+                "where a.event_id = $1 and a.endpoint_id = $2
                 order by a.attempted_at desc, a.id desc
                 limit $3",
                 event.0,

@@ -17,15 +17,12 @@ use uuid::Uuid;
 use crate::connect::Store;
 use crate::dispatch::micros;
 use crate::error::StoreError;
+use crate::leader::{LETTERS, SCHEDULER};
 
 /// Rows of one part.
 pub const PART_ROWS: i64 = 2_000;
 /// Of violations that are found by one statement, no more than so many are returned.
 pub const FOUND_MAX: i64 = 1_000;
-/// The lease of the leader that claims what is due.
-const CLAIMS: &str = "scheduler";
-/// The lease of the leader that works on letters and closes what inactive endpoints had.
-const LETTERS: &str = "dlq-manager";
 
 /// A delivery that has an open and a closed row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,13 +312,13 @@ impl Store {
             .queries
             .all(sqlx::query!(
                 "select l.name, l.holder from leases l where l.until > now() and l.name in ($1, $2)",
-                CLAIMS,
+                SCHEDULER,
                 LETTERS
             ))
             .await?;
         let mut leaders = Leaders::default();
         for row in rows {
-            let place = if row.name == CLAIMS { &mut leaders.claims } else { &mut leaders.letters };
+            let place = if row.name == SCHEDULER { &mut leaders.claims } else { &mut leaders.letters };
             *place = Some(row.holder);
         }
         Ok(leaders)

@@ -110,6 +110,19 @@ struct Looked {
     n: i64,
 }
 
+/// A row of a source that goes by event id.
+struct ByEvent {
+    id: Uuid,
+    wanted: bool,
+    n: i64,
+}
+
+impl From<ByEvent> for Looked {
+    fn from(row: ByEvent) -> Self {
+        Self { position: by_id(row.id), is_wanted: row.wanted, n: row.n }
+    }
+}
+
 /// The latest time that the ledger compares with.
 fn last_time() -> DateTime<Utc> {
     DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::<Utc>::MAX_UTC)
@@ -322,7 +335,8 @@ impl Store {
     ) -> Result<Vec<Looked>, StoreError> {
         let rows = self
             .keyed
-            .all(sqlx::query_file!(
+            .all(sqlx::query_file_as!(
+                ByEvent,
                 "src/sql/open_by_event.sql",
                 below,
                 floor,
@@ -333,7 +347,7 @@ impl Store {
                 STEP_CANDIDATES
             ))
             .await?;
-        Ok(rows.into_iter().map(|r| Looked { position: by_id(r.id), is_wanted: r.wanted, n: r.n }).collect())
+        Ok(rows.into_iter().map(Looked::from).collect())
     }
 
     async fn letters_by_event(
@@ -345,7 +359,8 @@ impl Store {
     ) -> Result<Vec<Looked>, StoreError> {
         let rows = self
             .keyed
-            .all(sqlx::query_file!(
+            .all(sqlx::query_file_as!(
+                ByEvent,
                 "src/sql/letters_by_event.sql",
                 below,
                 floor,
@@ -355,7 +370,7 @@ impl Store {
                 STEP_CANDIDATES
             ))
             .await?;
-        Ok(rows.into_iter().map(|r| Looked { position: by_id(r.id), is_wanted: r.wanted, n: r.n }).collect())
+        Ok(rows.into_iter().map(Looked::from).collect())
     }
 
     async fn closed_by_event(
@@ -367,7 +382,8 @@ impl Store {
     ) -> Result<Vec<Looked>, StoreError> {
         let rows = self
             .keyed
-            .all(sqlx::query_file!(
+            .all(sqlx::query_file_as!(
+                ByEvent,
                 "src/sql/closed_by_event.sql",
                 below,
                 floor,
@@ -377,7 +393,7 @@ impl Store {
                 STEP_CANDIDATES
             ))
             .await?;
-        Ok(rows.into_iter().map(|r| Looked { position: by_id(r.id), is_wanted: r.wanted, n: r.n }).collect())
+        Ok(rows.into_iter().map(Looked::from).collect())
     }
 
     /// Counts events up to one more than [`TOTAL_MAX`].

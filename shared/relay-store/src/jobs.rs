@@ -142,6 +142,19 @@ struct Row {
     finished_at: Option<DateTime<Utc>>,
 }
 
+/// The jobs that the end of a statement picks.
+macro_rules! letter_jobs {
+    ($end:literal, $($value:expr),*) => {
+        sqlx::query_as!(
+            Row,
+            "select j.id, j.tenant, j.kind, j.state, j.endpoint_id, j.event_type, j.reason, j.after_at, j.before_at, j.force, j.rate, j.total, j.done,
+                j.skipped, j.errors, j.error_examples, j.error, j.position_at, j.position_id, j.paced_until, j.created_at, j.started_at, j.finished_at
+            from letter_jobs j " + $end,
+            $($value),*
+        )
+    };
+}
+
 impl TryFrom<Row> for LetterJob {
     type Error = StoreError;
 
@@ -211,11 +224,8 @@ impl Store {
     pub async fn letter_job(&self, tenant: Option<&TenantId>, job: JobId) -> Result<Option<LetterJob>, StoreError> {
         let row = self
             .queries
-            .optional(sqlx::query_as!(
-                Row,
-                "select j.id, j.tenant, j.kind, j.state, j.endpoint_id, j.event_type, j.reason, j.after_at, j.before_at, j.force, j.rate, j.total, j.done,
-                    j.skipped, j.errors, j.error_examples, j.error, j.position_at, j.position_id, j.paced_until, j.created_at, j.started_at, j.finished_at
-                from letter_jobs j where j.id = $1 and ($2::text is null or j.tenant = $2)",
+            .optional(letter_jobs!(
+                "where j.id = $1 and ($2::text is null or j.tenant = $2)",
                 job.0,
                 tenant.map(TenantId::as_str)
             ))
@@ -227,12 +237,7 @@ impl Store {
     pub async fn jobs(&self, tenant: Option<&TenantId>, window: &Window) -> Result<Listed<LetterJob>, StoreError> {
         let rows = self
             .queries
-            .all(sqlx::query_as!(
-                Row,
-                "select j.id, j.tenant, j.kind, j.state, j.endpoint_id, j.event_type, j.reason, j.after_at, j.before_at, j.force, j.rate, j.total, j.done,
-                    j.skipped, j.errors, j.error_examples, j.error, j.position_at, j.position_id, j.paced_until, j.created_at, j.started_at, j.finished_at
-                from letter_jobs j
-                where ($1::text is null or j.tenant = $1)
+            .all(letter_jobs!("where ($1::text is null or j.tenant = $1)
                     and (j.created_at, j.id) < (coalesce($2::timestamptz, 'infinity'), coalesce($3::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
                 order by j.created_at desc, j.id desc
                 offset $4 limit $5",
@@ -350,15 +355,7 @@ async fn step_locked(
     total: Option<i64>,
     published: &Published,
 ) -> Result<Stepped, StoreError> {
-    let row = sqlx::query_as!(
-        Row,
-        "select j.id, j.tenant, j.kind, j.state, j.endpoint_id, j.event_type, j.reason, j.after_at, j.before_at, j.force, j.rate, j.total, j.done,
-            j.skipped, j.errors, j.error_examples, j.error, j.position_at, j.position_id, j.paced_until, j.created_at, j.started_at, j.finished_at
-        from letter_jobs j where j.id = $1 for update",
-        id.0
-    )
-    .fetch_optional(&mut *connection)
-    .await?;
+    let row = letter_jobs!("where j.id = $1 for update", id.0).fetch_optional(&mut *connection).await?;
     let Some(row) = row else { return Ok(Stepped::Over) };
     let job = LetterJob::try_from(row)?;
     let now = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(&mut *connection).await?;

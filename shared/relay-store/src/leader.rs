@@ -36,6 +36,13 @@ impl Store {
     }
 }
 
+/// The duty of claiming what is due: one dispatcher has it.
+pub const SCHEDULER: &str = "scheduler";
+/// The duty of purging the accept log: one dispatcher has it.
+pub const PURGE: &str = "purge";
+/// The duties of the DLQ managers: one of them has them.
+pub const LETTERS: &str = "dlq-manager";
+
 /// How long a lease runs.
 const LEASE: Duration = Duration::from_secs(10);
 

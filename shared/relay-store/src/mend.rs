@@ -3,7 +3,7 @@
 //! Invariants: each repair is one statement that looks again whether the fault is still there; nothing that is delivered
 //! is sent again, and nothing that may not have been delivered is closed.
 
-use relay_core::audit::{Attempts, Place, Side, later};
+use relay_core::audit::{Attempts, Side, later};
 use relay_core::delivery::DeadReason;
 use relay_core::ids::{DeadLetterId, EndpointId, EventId, TenantId};
 use relay_core::matching::TypeFilter;
@@ -102,12 +102,6 @@ impl Store {
     /// Lets a letter say what its delivery is, if both are still as they were found.
     pub async fn correct_letter(&self, letter: &LetterAudit) -> Result<bool, StoreError> {
         let Some(place) = letter.place else { return Ok(false) };
-        let closed = match place {
-            Place::Open => None,
-            Place::Delivered => Some(1i16),
-            Place::DeadLettered => Some(2),
-            Place::Discarded => Some(3),
-        };
         let corrected = self
             .keyed
             .execute(sqlx::query!(
@@ -118,7 +112,7 @@ impl Store {
                 letter.id().0,
                 letter.state.as_str(),
                 place.letter().as_str(),
-                closed
+                place.closed().map(|closed| closed as i16)
             ))
             .await?;
         Ok(corrected > 0)

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use it::process::{Process, binary, free_port};
+use it::process::{Process, ServiceFlags, binary};
 use it::{Api, Proxy};
 use relay_servers::{Memory, NATS_ACCOUNTS, ServerKind, Servers, ServersConfig};
 use serde_json::Value;
@@ -100,28 +100,16 @@ impl System {
             }
         }
         for pod in &system.pods {
-            let mut pod = pod.lock().await;
-            let url = format!("http://{}/health/ready", pod.health);
-            pod.process.as_mut().context("it was started")?.wait_ready(&url).await?;
+            pod.lock().await.wait_ready().await?;
         }
         Ok(system)
     }
 
     fn add(&mut self, role: Role, number: usize) -> anyhow::Result<()> {
         let name = format!("{}-{number}", role.binary());
-        let health = format!("127.0.0.1:{}", free_port());
-        let mut args = vec!["--health-listen".to_owned(), health.clone()];
-        if matches!(role, Role::Ingest | Role::DlqManager) {
-            let listen = format!("127.0.0.1:{}", free_port());
-            if role == Role::Ingest {
-                self.ingests.push(Api::new(&format!("http://{listen}")));
-                let state = self.dir.join(format!("state-{number}"));
-                args.extend(["--state-dir".to_owned(), state.to_string_lossy().into_owned()]);
-            }
-            args.extend(["--listen".to_owned(), listen]);
-        }
-        if matches!(role, Role::Ingest | Role::Deliverer) {
-            args.extend(["--allow-network".to_owned(), "127.0.0.0/8".to_owned()]);
+        let ServiceFlags { args, health, interface } = ServiceFlags::new(role.binary(), &self.dir, None);
+        if role == Role::Ingest {
+            self.ingests.extend(interface.map(|address| Api::new(&format!("http://{address}"))));
         }
         let mut pod = Pod { role, name, args, health, process: None };
         self.launch(&mut pod)?;

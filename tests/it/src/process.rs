@@ -39,6 +39,39 @@ pub fn free_port() -> u16 {
     }
 }
 
+/// How a service of its own is started on free ports of loopback.
+pub struct ServiceFlags {
+    /// Its command line.
+    pub args: Vec<String>,
+    /// Where its health is.
+    pub health: String,
+    /// Where its interface is, if it has one.
+    pub interface: Option<String>,
+}
+
+impl ServiceFlags {
+    /// For a service's binary; `interface` where it must listen at an address. State is kept below `dir`.
+    pub fn new(binary: &str, dir: &Path, interface: Option<String>) -> Self {
+        let free = || format!("127.0.0.1:{}", free_port());
+        let health = free();
+        let mut args = vec!["--health-listen".to_owned(), health.clone()];
+        let has_interface = matches!(binary, "ingest" | "dlq-manager");
+        let interface = has_interface.then(|| interface.unwrap_or_else(free));
+        if let Some(address) = &interface {
+            args.extend(["--listen".to_owned(), address.clone()]);
+            if binary == "ingest" {
+                // Its own, and that of the next one on this address.
+                let state = dir.join(format!("state-{}", address.replace(':', "-")));
+                args.extend(["--state-dir".to_owned(), state.to_string_lossy().into_owned()]);
+            }
+        }
+        if matches!(binary, "ingest" | "deliverer") {
+            args.extend(["--allow-network".to_owned(), "127.0.0.0/8".to_owned()]);
+        }
+        Self { args, health, interface }
+    }
+}
+
 /// A running process.
 pub struct Process {
     name: String,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::api::Api;
-use crate::process::{Process, binary, free_port};
+use crate::process::{Process, ServiceFlags, binary, free_port};
 use crate::proxy::Proxy;
 use crate::sink::Sink;
 
@@ -114,21 +114,8 @@ impl World {
     }
 
     async fn spawn(&self, name: &str, binary_name: &str, listen: Option<String>) -> anyhow::Result<(Process, String)> {
-        let health = format!("127.0.0.1:{}", free_port());
-        let mut args = vec!["--health-listen".to_owned(), health.clone()];
-        let mut address = health.clone();
-        if matches!(binary_name, "ingest" | "dlq-manager") {
-            address = listen.unwrap_or_else(|| format!("127.0.0.1:{}", free_port()));
-            args.extend(["--listen".to_owned(), address.clone()]);
-        }
-        if binary_name == "ingest" {
-            // Its own, and that of the next one on this address.
-            let state = self.dir.0.join(format!("state-{}", address.replace(':', "-")));
-            args.extend(["--state-dir".to_owned(), state.to_string_lossy().into_owned()]);
-        }
-        if matches!(binary_name, "ingest" | "deliverer") {
-            args.extend(["--allow-network".to_owned(), "127.0.0.0/8".to_owned()]);
-        }
+        let ServiceFlags { args, health, interface } = ServiceFlags::new(binary_name, &self.dir.0, listen);
+        let address = interface.unwrap_or_else(|| health.clone());
         let pairs = self.links.iter().filter_map(|l| l.split_once('='));
         let env: Vec<(String, String)> = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;

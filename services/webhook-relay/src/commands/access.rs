@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use chrono::{DateTime, Utc};
 use relay_runtime::flags::DatabaseFlags;
 use relay_store::{Listed, Store, StoreError, StoreOptions, Window};
 use secrecy::{ExposeSecret, SecretString};
@@ -50,9 +51,8 @@ impl AccessFlags {
 
     /// Host and port of the NATS server that the last `up` used.
     pub fn nats_address(&self) -> Option<String> {
-        let text = std::fs::read_to_string(self.data_dir.join(ADDRESSES)).ok()?;
-        let url = text.lines().find_map(|line| line.strip_prefix("NATS_URL="))?;
-        Some(url.rsplit_once('@')?.1.to_owned())
+        let url = self.address("NATS_URL", "--nats-url").ok()?;
+        Some(url.expose_secret().rsplit_once('@')?.1.to_owned())
     }
 
     fn url(&self) -> anyhow::Result<SecretString> {
@@ -96,6 +96,11 @@ pub async fn all<T>(part: impl AsyncFn(Window) -> Result<Listed<T>, StoreError>)
             return Ok(items);
         }
     }
+}
+
+/// A time in a table.
+pub fn time(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 /// A table with a line of titles, columns as wide as they need to be.

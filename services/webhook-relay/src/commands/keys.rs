@@ -12,7 +12,7 @@ use relay_store::{KeyCreation, KeyWish};
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::access::{AccessFlags, all, table};
+use super::access::{AccessFlags, all, table, time};
 
 /// What to do with keys.
 #[derive(clap::Subcommand, Debug)]
@@ -156,7 +156,7 @@ fn create(args: Create) -> anyhow::Result<()> {
         eprintln!(
             "key {id} ({name}) of tenant {tenant}, scopes {}, expires {}",
             scopes.join(", "),
-            time(expires_at, "never")
+            time_or_never(expires_at)
         );
         eprintln!("It is shown only now:\n");
         // Alone on standard output, so that KEY=$(webhook-relay keys create …) works.
@@ -186,8 +186,8 @@ fn row(key: KeyShape) -> [String; 8] {
         format!("{}…", key.hint),
         key.scopes.join(","),
         key.status.to_owned(),
-        time(key.expires_at, "never"),
-        time(key.last_used_at, "never"),
+        time_or_never(key.expires_at),
+        time_or_never(key.last_used_at),
     ]
 }
 
@@ -200,8 +200,8 @@ fn revoke(args: &Revoke) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn time(at: Option<DateTime<Utc>>, none: &str) -> String {
-    at.map_or_else(|| none.to_owned(), |at| at.format("%Y-%m-%d %H:%M:%SZ").to_string())
+fn time_or_never(at: Option<DateTime<Utc>>) -> String {
+    at.map_or_else(|| "never".to_owned(), time)
 }
 
 #[cfg(test)]

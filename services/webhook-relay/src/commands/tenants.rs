@@ -2,10 +2,10 @@
 
 use ingest::TenantShape;
 use relay_core::ids::TenantId;
-use relay_servers::{TenantUser, add_tenant, tenant_lines};
+use relay_servers::{TenantUser, add_tenant, password_variable, tenant_lines};
 use serde::Serialize;
 
-use super::access::{AccessFlags, all, table};
+use super::access::{AccessFlags, all, table, time};
 
 /// What to do with tenants.
 #[derive(clap::Subcommand, Debug)]
@@ -77,7 +77,7 @@ fn create(args: &Create) -> anyhow::Result<()> {
             // It is in every configuration.
             _ if *tenant == TenantId::default_tenant() => {}
             _ => {
-                let (export, account) = tenant_lines(tenant, &password_variable(tenant));
+                let (export, account) = tenant_lines(tenant, &format!("${}", password_variable(tenant.as_str())));
                 println!(
                     "for NATS servers of your own, among the exports of account RELAY:\n{export}and beside it:{account}"
                 );
@@ -87,17 +87,11 @@ fn create(args: &Create) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The variable of the server's environment that its configuration reads the password from.
-fn password_variable(tenant: &TenantId) -> String {
-    format!("$RELAY_NATS_{}_PASSWORD", tenant.as_str().to_uppercase().replace('-', "_"))
-}
-
 fn list(args: &List) -> anyhow::Result<()> {
     let part = async |store: &relay_store::Store| Ok(all(async |window| store.list_tenants(&window).await).await?);
     let tenants: Vec<_> = args.access.with_store(part)?.iter().map(TenantShape::from).collect();
     if !args.access.print_json(&tenants)? {
-        let time = |t: &TenantShape| t.created_at.format("%Y-%m-%d %H:%M:%SZ").to_string();
-        let rows: Vec<_> = tenants.iter().map(|t| [t.id.clone(), time(t)]).collect();
+        let rows: Vec<_> = tenants.iter().map(|t| [t.id.clone(), time(t.created_at)]).collect();
         print!("{}", table(["TENANT", "CREATED"], &rows));
     }
     Ok(())

@@ -35,8 +35,7 @@ pub async fn attempts(
 ) -> Result<Json<Page<AttemptShape>>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let listing = query.listing()?;
-    let store = &api.links.store;
-    store.get_endpoint(&caller.tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
-    let listed = store.attempts_of_endpoint(id, &listing.into()).await?;
+    api.endpoint(&caller.tenant, id).await?;
+    let listed = api.links.store.attempts_of_endpoint(id, &listing.into()).await?;
     Ok(Json(Page::new(listing, listed.items.iter().map(AttemptShape::new).collect(), listed.total, listed.next)))
 }

@@ -95,9 +95,8 @@ pub async fn circuit(
     let id = query::id("endpoint_id", &id)?;
     let limit = limit(&parameters)?;
     let before = parameters.time("before")?;
-    let store = &api.links.store;
-    store.get_endpoint(&caller.tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
-    let history = store.circuit_history(id, before, limit).await?;
+    api.endpoint(&caller.tenant, id).await?;
+    let history = api.links.store.circuit_history(id, before, limit).await?;
     let view = api.links.circuits.state(id);
     Ok(Json(Circuit {
         endpoint_id: id.0,

@@ -29,6 +29,6 @@ pub async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<EndpointShape>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
-    let endpoint = api.links.store.get_endpoint(&caller.tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
+    let endpoint = api.endpoint(&caller.tenant, id).await?;
     Ok(Json(EndpointShape::new(&endpoint, api.links.clock.now())))
 }

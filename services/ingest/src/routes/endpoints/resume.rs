@@ -95,7 +95,7 @@ pub async fn resume(
         }
         Deliver::Since(before) => discard(&api, &tenant, id, before).await?,
     };
-    let endpoint = store.get_endpoint(&tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
+    let endpoint = api.endpoint(&tenant, id).await?;
     api.directory_changed(&tenant).await;
     if !endpoint.paused {
         // What waits for the endpoint starts at once instead of at the scheduler's next look.

@@ -58,9 +58,8 @@ pub async fn stats(
 ) -> Result<Json<EndpointStats>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let tenant = caller.tenant;
-    let store = &api.links.store;
-    store.get_endpoint(&tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
-    let counters = store.endpoint_stats(&tenant, id).await?;
+    api.endpoint(&tenant, id).await?;
+    let counters = api.links.store.endpoint_stats(&tenant, id).await?;
     let details = Details::read(&api, &tenant, Some(id), &counters).await?;
     Ok(Json(EndpointStats {
         endpoint_id: id.0,
@@ -98,6 +97,6 @@ pub async fn series(
 ) -> Result<Json<Series>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let range = range(&parameters, api.links.clock.now())?;
-    api.links.store.get_endpoint(&caller.tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
+    api.endpoint(&caller.tenant, id).await?;
     Series::read(&api, &caller.tenant, Some(id), range).await
 }

@@ -101,7 +101,7 @@ pub async fn test(
     };
     let _turn = TESTS.try_acquire().map_err(|_| Refusal::overloaded("Too many tests wait"))?;
     let tenant = caller.tenant;
-    let endpoint = api.links.store.get_endpoint(&tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
+    let endpoint = api.endpoint(&tenant, id).await?;
     let draft = Draft { endpoint: Some(id), event_type, key: None, trace: None, payload };
     admit::fits(&draft, &tenant, Some(&endpoint))?;
     let now = admit::accept_time(api.links.clock.now());

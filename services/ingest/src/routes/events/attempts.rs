@@ -37,8 +37,7 @@ pub async fn attempts(
     let id: EventId = query::id("event_id", &id)?;
     let listing = query.listing()?;
     let tenant = caller.tenant;
-    let event = api.stored_id(&tenant, id).await?;
-    let listed = api.links.store.attempts_of_event(&tenant, event, &listing.into()).await?;
-    let listed = listed.ok_or(Refusal::UnknownEvent)?;
+    let window = listing.into();
+    let listed = api.stored(id, || api.links.store.attempts_of_event(&tenant, id, &window)).await?;
     Ok(Json(Page::new(listing, listed.items.iter().map(AttemptShape::new).collect(), listed.total, listed.next)))
 }

@@ -7,13 +7,14 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use relay_core::event::payload_digest;
 use relay_core::ids::{EventId, TenantId};
 use relay_core::problem::{FieldError, Problem, ProblemType};
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
+use relay_runtime::problem::ProblemResponse;
 use relay_store::KnownEvent;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -64,9 +65,9 @@ pub struct BatchResult {
 
 /// A problem that says what became of each event.
 #[derive(Serialize)]
-struct NothingAccepted {
+struct NothingAccepted<'a> {
     #[serde(flatten)]
-    problem: Problem,
+    problem: &'a Problem,
     #[serde(flatten)]
     batch: BatchShape,
 }
@@ -170,8 +171,7 @@ async fn accept(api: &Api, tenant: &TenantId, drafts: Vec<Result<Draft, Refusal>
 fn count_settled(api: &Api, outcome: &Result<EventId, Refusal>) {
     match outcome {
         Ok(_) => api.counters.repeated.increment(1),
-        Err(refusal) if refusal.is_the_clients() => api.counters.refused.increment(1),
-        Err(_) => api.counters.unavailable.increment(1),
+        Err(refusal) => api.counters.refusal(refusal),
     }
 }
 
@@ -183,8 +183,7 @@ async fn settle_known(api: &Api, tenant: &TenantId, events: &mut [Standing]) {
         .enumerate()
         .filter_map(|(place, standing)| {
             let key = standing.draft()?.key.as_ref()?;
-            let [before, after] = EventId::keyed_neighbours(tenant, key, now);
-            Some((place, [EventId::keyed(tenant, key, now), before, after]))
+            Some((place, admit::key_ids(tenant, key, now)))
         })
         .collect();
     if keyed.is_empty() {
@@ -217,11 +216,8 @@ async fn settle_misaddressed(api: &Api, tenant: &TenantId, events: &mut [Standin
     }
     let fresh = api.refresher.read_through(directory, tenant).await;
     for standing in events {
-        match standing.draft().map(fits) {
-            // Postgres is away: the dispatcher decides, and what it can't deliver becomes a dead letter.
-            Some(Err(Refusal::UnknownEndpoint)) if !fresh => {}
-            Some(Err(refusal)) => *standing = Standing::Done(Err(refusal)),
-            Some(Ok(())) | None => {}
+        if let Some(Err(refusal)) = standing.draft().map(|draft| admit::decided(fits(draft), fresh)) {
+            *standing = Standing::Done(Err(refusal));
         }
     }
 }
@@ -252,14 +248,10 @@ fn answer(outcomes: Vec<Result<EventId, Refusal>>) -> Response {
     let problem = ours.unwrap_or_else(|| {
         Problem::new(ProblemType::NothingAccepted, format!("None of the {rejected} events was accepted"))
     });
-    let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let wait = problem.retry_after;
-    let mut response = (status, Json(NothingAccepted { problem, batch })).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
-    if let Some(wait) = wait {
-        headers.insert(header::RETRY_AFTER, wait.as_secs().max(1).into());
-    }
+    let body =
+        serde_json::to_vec(&NothingAccepted { problem: &problem, batch }).expect("it has only texts and numbers");
+    let mut response = ProblemResponse(problem).into_response();
+    *response.body_mut() = body.into();
     response
 }
 

@@ -12,7 +12,7 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use relay_core::ids::{EventId, TenantId};
+use relay_core::ids::TenantId;
 use relay_runtime::auth::Caller;
 use relay_runtime::openapi::{BodyProblems, CommonProblems, ProblemBody};
 use relay_store::EventView;
@@ -89,8 +89,7 @@ pub async fn post(
     match &outcome {
         Ok((_, false)) => api.counters.accepted.increment(1),
         Ok((_, true)) => api.counters.repeated.increment(1),
-        Err(refusal) if refusal.is_the_clients() => api.counters.refused.increment(1),
-        Err(_) => api.counters.unavailable.increment(1),
+        Err(refusal) => api.counters.refusal(refusal),
     }
     outcome.map(|(shape, _)| (StatusCode::ACCEPTED, Json(shape)).into_response())
 }
@@ -122,9 +121,7 @@ async fn accept(
 /// The event that a key stands for already, where Postgres shows it in time.
 async fn first_of_key(api: &Api, tenant: &TenantId, draft: &Draft) -> Result<Option<EventShape>, Refusal> {
     let Some(key) = &draft.key else { return Ok(None) };
-    let now = api.links.clock.now();
-    let [before, after] = EventId::keyed_neighbours(tenant, key, now);
-    let ids = [EventId::keyed(tenant, key, now), before, after];
+    let ids = admit::key_ids(tenant, key, api.links.clock.now());
     match timeout(KEY_LOOK_UP, api.links.store.keyed_event(tenant, &ids)).await {
         Ok(Ok(Some(first))) if same(&first, draft) => Ok(Some(EventShape::of_view(&first))),
         Ok(Ok(Some(_))) => Err(Refusal::KeyReused),
@@ -149,9 +146,5 @@ async fn check_endpoint(api: &Api, tenant: &TenantId, draft: &Draft) -> Result<(
         return Ok(());
     }
     let fresh = api.refresher.read_through(directory, tenant).await;
-    match fits() {
-        // Postgres is away: the dispatcher decides, and what it can't deliver becomes a dead letter.
-        Err(Refusal::UnknownEndpoint) if !fresh => Ok(()),
-        decided => decided,
-    }
+    admit::decided(fits(), fresh)
 }
