@@ -3,6 +3,7 @@
 use relay_links::{Addresses, Links};
 use relay_runtime::auth::{self, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::http::FrontFlags;
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, openapi, pod};
 use utoipa_axum::router::OpenApiRouter;
@@ -17,11 +18,14 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Examples:
 ///   dlq-manager --database-url postgres://… --redis-url redis://… --nats-url nats://dlq-manager:password@…
 ///   RELAY_API_KEY_FILE=/run/secrets/api_key dlq-manager --listen 0.0.0.0:8743 …
+///   dlq-manager --listen 0.0.0.0:8743 --tls-cert /etc/relay/tls.crt --tls-key /etc/relay/tls.key …
 #[derive(clap::Parser, Debug)]
 #[command(version, verbatim_doc_comment)]
 pub struct Cli {
     #[command(flatten)]
     config: Config,
+    #[command(flatten)]
+    front: FrontFlags,
     #[command(flatten)]
     database: DatabaseFlags,
     #[command(flatten)]
@@ -48,6 +52,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
     shutdown.on_signals()?;
     let key = OperatorKey::from_env()?;
+    let front = cli.front.front()?;
     let metrics = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
@@ -64,7 +69,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "managing dead letters");
     // In the order in which they end.
     let interface = shutdown.group("interface");
-    interface.spawn("http", http::serve(listener, router, interface.stop()));
+    interface.spawn("http", http::serve_behind(front, listener, router, interface.stop()));
     let duties = shutdown.group("duties");
     duties.spawn("work", manager.run(duties.stop()));
     let background = shutdown.group("background");

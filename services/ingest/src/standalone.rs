@@ -4,6 +4,7 @@ use relay_links::{Addresses, Links};
 use relay_runtime::auth::OperatorKey;
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
+use relay_runtime::http::FrontFlags;
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
 
@@ -14,11 +15,14 @@ use crate::{Config, Ingest, base, with_document};
 /// Examples:
 ///   ingest --database-url postgres://… --redis-url redis://… --nats-url nats://ingest:password@…
 ///   RELAY_API_KEY_FILE=/run/secrets/api_key ingest --listen 0.0.0.0:8742 …
+///   ingest --listen 0.0.0.0:8742 --tls-cert /etc/relay/tls.crt --tls-key /etc/relay/tls.key …
 #[derive(clap::Parser, Debug)]
 #[command(version, verbatim_doc_comment)]
 pub struct Cli {
     #[command(flatten)]
     config: Config,
+    #[command(flatten)]
+    front: FrontFlags,
     #[command(flatten)]
     database: DatabaseFlags,
     #[command(flatten)]
@@ -45,6 +49,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
     shutdown.on_signals()?;
     let key = OperatorKey::from_env()?;
+    let front = cli.front.front()?;
     let measured = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
@@ -75,7 +80,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "accepting events");
     // In the order in which they end: no more requests, then what they handed over, then what all of it used.
     let interface = shutdown.group("interface");
-    interface.spawn("http", http::serve(listener, router, interface.stop()));
+    interface.spawn("http", http::serve_behind(front, listener, router, interface.stop()));
     let service = shutdown.group("ingest");
     service.spawn("ingest", ingest.run(service.stop()));
     let background = shutdown.group("background");

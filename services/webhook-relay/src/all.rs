@@ -9,7 +9,7 @@ use dlq_manager::DlqManager;
 use ingest::Ingest;
 use relay_links::Links;
 use relay_runtime::auth::Guard;
-use relay_runtime::http;
+use relay_runtime::http::{self, Front};
 use relay_runtime::shutdown::Shutdown;
 
 /// Settings of the services.
@@ -24,12 +24,14 @@ pub struct Settings {
     pub dlq_manager: dlq_manager::Config,
     /// Who may call.
     pub guard: Guard,
+    /// What stands in front of the listener.
+    pub front: Front,
 }
 
 /// Starts everything; when it returns, the interface is served at the address that it answers. The parts are groups of
 /// `shutdown`: [`Shutdown::finish`] ends them in order.
 pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shutdown) -> anyhow::Result<SocketAddr> {
-    let Settings { ingest, dispatcher, deliverer, dlq_manager, guard } = settings;
+    let Settings { ingest, dispatcher, deliverer, dlq_manager, guard, front } = settings;
     let listen = ingest.listen;
     let body_max = ingest.body_bytes_max();
     let listener = http::bind(listen).await?;
@@ -49,7 +51,7 @@ pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shut
 
     // In the order in which they end.
     let interface = shutdown.group("interface");
-    interface.spawn("listener", http::serve(listener, router, interface.stop()));
+    interface.spawn("listener", http::serve_behind(front, listener, router, interface.stop()));
     let group = shutdown.group("ingest");
     group.spawn("work", ingest.run(group.stop()));
     let group = shutdown.group("dispatcher");

@@ -1,8 +1,11 @@
-//! The habits of our HTTP interfaces, around any router: [`layers`] makes them, [`serve`] runs them on a listener.
+//! The habits of our HTTP interfaces, around any router: [`layers`] makes them, [`serve`] runs them on a listener,
+//! [`serve_behind`] on one with TLS.
 
+mod front;
 mod hurried;
 mod observe;
 mod serve;
+mod tls;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -14,8 +17,10 @@ use tower::Layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePathLayer;
 
+pub use self::front::{Front, FrontError, FrontFlags};
 pub use self::observe::RequestId;
-pub use self::serve::{BindError, ClientAddress, bind, serve};
+pub use self::serve::{BindError, ClientAddress, bind, serve, serve_behind};
+pub use self::tls::{Tls, TlsError};
 use crate::problem::ProblemResponse;
 
 /// Puts the habits around all routes of `router`: `X-Request-ID`, `X-Response-Time-Ms`, `nosniff` and `no-store` on

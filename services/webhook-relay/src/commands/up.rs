@@ -1,6 +1,5 @@
 //! `webhook-relay up`: one command, and webhooks are delivered.
 
-use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use ipnet::IpNet;
 use relay_links::{Addresses, Links};
 use relay_runtime::auth::{self, AuthError, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, LogFlags, NatsFlags, RedisFlags};
+use relay_runtime::http::{Front, FrontFlags};
 use relay_runtime::shutdown::Shutdown;
 use relay_servers::{ServerKind, Servers};
 use relay_store::{Store, StoreOptions};
@@ -42,6 +42,8 @@ pub struct Args {
     #[command(flatten)]
     ingest: ingest::Config,
     #[command(flatten)]
+    front: FrontFlags,
+    #[command(flatten)]
     dispatcher: dispatcher::Config,
     #[command(flatten)]
     deliverer: deliverer::Config,
@@ -59,6 +61,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     args.log.init()?;
     // What can be refused is refused before anything is started.
     let key = OperatorKey::from_env()?;
+    let front = args.front.front()?;
     let loopback: IpNet = "127.0.0.0/8".parse().context("a constant")?;
     if !args.ingest.allow_networks.contains(&loopback) {
         args.ingest.allow_networks.push(loopback);
@@ -92,7 +95,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let nats_port = servers.port(ServerKind::Nats);
     let (sender, done) = mpsc::channel();
     let work = runtime.spawn(async move {
-        let outcome = Box::pin(serve(args, key, addresses, nats_port, shutdown)).await;
+        let outcome = Box::pin(serve(args, key, front, addresses, nats_port, shutdown)).await;
         // The receiver is there until this was sent.
         let _ = sender.send(());
         outcome
@@ -144,6 +147,7 @@ pub fn addresses(servers: &Servers) -> anyhow::Result<Addresses> {
 async fn serve(
     args: Args,
     key: OperatorKey,
+    front: Front,
     addresses: Addresses,
     nats_port: Option<u16>,
     shutdown: Shutdown,
@@ -162,12 +166,14 @@ async fn serve(
     let state_dir = args.ingest.state_dir.clone().or_else(|| Some(args.private.data_dir.join("state")));
     let guard = links.guard(args.ingest.listen, key)?;
     let open = guard.is_open();
+    let scheme = front.scheme();
     let settings = Settings {
         dispatcher: dispatcher::Config { payload_bytes_max: args.ingest.payload_bytes_max, ..args.dispatcher },
         deliverer: deliverer::Config { allow_networks: args.ingest.allow_networks.clone(), ..args.deliverer },
         dlq_manager: dlq_manager::Config { listen: args.ingest.listen, retention: args.retention },
         ingest: ingest::Config { state_dir, ..args.ingest },
         guard,
+        front,
     };
     let address = all::start(settings, &links, &pod, &shutdown).await?;
     let soft = shutdown.soft();
@@ -175,7 +181,7 @@ async fn serve(
         match soft.run_until_cancelled(Box::pin(self_check::run(&links))).await {
             Some(Ok(took)) => {
                 println!("self-check: accepted -> delivered and verified in {:.1} ms", took.as_secs_f64() * 1000.0);
-                welcome(address, nats_port, open);
+                welcome(&format!("{scheme}://{address}"), nats_port, open);
             }
             Some(Err(error)) => tracing::error!("the self-check failed: {error:#}"),
             None => {}
@@ -186,14 +192,14 @@ async fn serve(
 }
 
 /// Says where everything is, and how to begin.
-fn welcome(address: SocketAddr, nats_port: Option<u16>, open: bool) {
+fn welcome(interface: &str, nats_port: Option<u16>, open: bool) {
     let key = if open { "" } else { " \\\n    -H \"Authorization: Bearer $RELAY_API_KEY\"" };
     println!(
         "
 WebhookRelay is up.
-  interface   http://{address}/api/v1      (document: http://{address}/openapi.json)
-  health      http://{address}/health/ready
-  metrics     http://{address}/metrics"
+  interface   {interface}/api/v1      (document: {interface}/openapi.json)
+  health      {interface}/health/ready
+  metrics     {interface}/metrics"
     );
     if let Some(port) = nats_port {
         println!("  NATS        nats://127.0.0.1:{port}          publish on relay.events.default.<event type>");
@@ -206,11 +212,11 @@ WebhookRelay is up.
         "
 Try it: start a receiver with  python3 examples/receiver.py 9000  and then
 
-  curl -s -X POST http://{address}/api/v1/endpoints{key} \\
+  curl -s -X POST {interface}/api/v1/endpoints{key} \\
     -H 'Content-Type: application/json' \\
     -d '{{\"name\": \"My Service\", \"url\": \"http://127.0.0.1:9000/hooks\"}}'
 
-  curl -s -X POST http://{address}/api/v1/events{key} \\
+  curl -s -X POST {interface}/api/v1/events{key} \\
     -H 'Content-Type: application/json' \\
     -d '{{\"event_type\": \"order.created\", \"payload\": {{\"order_id\": 42, \"total\": 99.99}}}}'
 

@@ -1,4 +1,4 @@
-//! The server under a router: HTTP/1.1 over TCP, with bounds on what a client can hold.
+//! The server under a router: HTTP/1.1 over TCP or TLS, with bounds on what a client can hold.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -8,15 +8,18 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use futures_util::future::OptionFuture;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::front::Front;
 use super::hurried::Hurried;
 
 /// Connections at once at most; more wait in the kernel's queue.
@@ -54,6 +57,12 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 /// Serves `router` until `stop` fires; then takes no more connections, lets running requests finish, for
 /// ten seconds at most, and closes the rest.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    serve_behind(Front::default(), listener, router, stop).await;
+}
+
+/// The same behind what an operator put in front of the listener.
+pub async fn serve_behind(front: Front, listener: TcpListener, router: Router, stop: CancellationToken) {
+    let watching = front.tls.clone().map(|tls| tokio::spawn(tls.follow(stop.clone())));
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
@@ -69,10 +78,10 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (router, stop, cut) = (router.clone(), stop.clone(), cut.clone());
+                let (front, router, stop, cut) = (front.clone(), router.clone(), stop.clone(), cut.clone());
                 connections.spawn(async move {
                     tokio::select! {
-                        () = converse(stream, ClientAddress(peer.ip()), router, stop) => {}
+                        () = welcome(stream, peer, front, router, stop) => {}
                         () = cut.cancelled() => {}
                     }
                     drop(permit);
@@ -91,14 +100,33 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         cut.cancel();
         connections.wait().await;
     }
+    if let Some(Err(error)) = OptionFuture::from(watching).await {
+        tracing::error!(%error, "watching the certificate ended badly");
+    }
 }
 
-/// One connection, from the first request to the last.
-async fn converse(stream: TcpStream, client: ClientAddress, router: Router, stop: CancellationToken) {
+/// One connection, from its first byte on.
+async fn welcome(stream: TcpStream, peer: SocketAddr, front: Front, router: Router, stop: CancellationToken) {
     // Small answers go out at once instead of waiting for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
+    let client = ClientAddress(peer.ip());
+    match &front.tls {
+        None => converse(stream, client, router, stop).await,
+        Some(tls) => {
+            if let Some(Some(stream)) = stop.run_until_cancelled(tls.accept(stream, peer)).await {
+                converse(stream, client, router, stop).await;
+            }
+        }
+    }
+}
+
+/// The requests of one connection, from the first to the last.
+async fn converse<S>(stream: S, client: ClientAddress, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let service = service_fn(move |mut request: Request<Incoming>| {
         let router = router.clone();
         request.extensions_mut().insert(client);

@@ -24,3 +24,4 @@ mod restarts;
 mod services;
 mod start;
 mod statistics;
+mod tls;
