@@ -4,7 +4,7 @@
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
 //! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
-//! [`keys`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface;
+//! [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface;
 //! [`audit`] judges what a running system holds.
 
 pub mod address;
@@ -17,6 +17,7 @@ pub mod delivery;
 pub mod endpoint;
 pub mod event;
 pub mod explain;
+pub mod forwarded;
 pub mod headers;
 pub mod histogram;
 pub mod ids;

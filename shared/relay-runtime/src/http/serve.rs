@@ -8,10 +8,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::HeaderValue;
 use futures_util::future::OptionFuture;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use relay_core::forwarded::TrustedProxies;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -33,8 +35,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The address that a request's connection comes from, in the request's extensions. Behind a proxy it is the proxy's:
-/// what a header says about it could be anything.
+/// The address that a request comes from, in the request's extensions: where its connection comes from, and behind a
+/// trusted proxy whoever that proxy was called by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddress(pub IpAddr);
 
@@ -111,24 +113,25 @@ async fn welcome(stream: TcpStream, peer: SocketAddr, front: Front, router: Rout
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let client = ClientAddress(peer.ip());
-    match &front.tls {
-        None => converse(stream, client, router, stop).await,
+    match front.tls {
+        None => converse(stream, peer.ip(), front.proxies, router, stop).await,
         Some(tls) => {
             if let Some(Some(stream)) = stop.run_until_cancelled(tls.accept(stream, peer)).await {
-                converse(stream, client, router, stop).await;
+                converse(stream, peer.ip(), front.proxies, router, stop).await;
             }
         }
     }
 }
 
 /// The requests of one connection, from the first to the last.
-async fn converse<S>(stream: S, client: ClientAddress, router: Router, stop: CancellationToken)
+async fn converse<S>(stream: S, peer: IpAddr, proxies: TrustedProxies, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
         let router = router.clone();
+        let values = request.headers().get_all(proxies.header().name()).iter().map(HeaderValue::as_bytes);
+        let client = ClientAddress(proxies.client(peer, values));
         request.extensions_mut().insert(client);
         async move { router.oneshot(request.map(|body| Body::new(Hurried::new(body)))).await as Result<_, Infallible> }
     });
@@ -154,6 +157,7 @@ where
 mod tests {
     use super::*;
     use axum::routing::get;
+    use relay_core::forwarded::ProxyHeader;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// What a client reads that sends `sent`, and no more, until the server ends the connection.
@@ -179,6 +183,31 @@ mod tests {
         let chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
         let answer = answer_to(chunked).await;
         assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+
+    /// The client of a request with these headers, where loopback is a trusted proxy, or not.
+    async fn client_of(is_trusted: bool, headers: &str) -> String {
+        let router =
+            Router::new().route("/", get(async |client: axum::Extension<ClientAddress>| client.0.0.to_string()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let networks = is_trusted.then(|| "127.0.0.0/8".parse().unwrap()).into_iter().collect();
+        let front = Front { tls: None, proxies: TrustedProxies::new(networks, ProxyHeader::default()) };
+        tokio::spawn(serve_behind(front, listener, router, CancellationToken::new()));
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer.rsplit("\r\n").next().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn only_trusted_proxies_say_who_a_client_is() {
+        let headers =
+            "X-Forwarded-For: 198.51.100.1\r\nX-Forwarded-For: 192.0.2.7, 127.0.0.9\r\nForwarded: for=192.0.2.8\r\n";
+        assert_eq!(client_of(false, headers).await, "127.0.0.1");
+        assert_eq!(client_of(true, headers).await, "192.0.2.7");
+        assert_eq!(client_of(true, "").await, "127.0.0.1");
     }
 
     #[tokio::test]

@@ -66,7 +66,7 @@ async fn served(tls: Tls) -> Served {
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let router = Router::new().route("/", get(async || "over TLS"));
-    let task = tokio::spawn(serve_behind(Front { tls: Some(tls) }, listener, router, stop.clone()));
+    let task = tokio::spawn(serve_behind(Front { tls: Some(tls), ..Front::default() }, listener, router, stop.clone()));
     Served { address, stop, task }
 }
 
