@@ -13,7 +13,7 @@ use relay_runtime::reconnect::retry;
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
 
-use crate::{Config, Deliverer};
+use crate::{Config, Deliverer, EgressProxy};
 
 /// What the orderly end may take beyond the grace of requests in flight: recording and acking.
 const END_MARGIN: Duration = Duration::from_secs(10);
@@ -23,6 +23,7 @@ const END_MARGIN: Duration = Duration::from_secs(10);
 /// Examples:
 ///   deliverer --database-url postgres://… --redis-url redis://… --nats-url nats://…
 ///   deliverer --allow-network 10.0.0.0/8     endpoints may lie in this private network too
+///   RELAY_EGRESS_PROXY_FILE=/run/secrets/egress_proxy deliverer …     a proxy of yours connects to endpoints
 #[derive(clap::Parser, Debug)]
 #[command(name = "deliverer", version, verbatim_doc_comment)]
 pub struct Cli {
@@ -52,6 +53,7 @@ pub fn main_with(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let config = Config { allow_networks: cli.allow_networks, ..cli.config };
+    let egress = EgressProxy::of(config.egress_proxy.as_ref())?;
     let shutdown = Shutdown::new(config.in_flight_grace() + END_MARGIN);
     shutdown.on_signals().context("listening to signals")?;
     let metrics = metrics::install()?;
@@ -63,7 +65,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let soft = shutdown.soft();
     let Some(links) = Links::connect(&addresses, "deliverer", &pod, &soft).await? else { return Ok(()) };
     links.check_durability().await;
-    let start = || Deliverer::start(config.clone(), links.clone(), pod.clone());
+    let start = || Deliverer::start(config.clone(), egress.clone(), links.clone(), pod.clone());
     let Some(deliverer) = retry("JetStream", addresses.nats_url.expose_secret(), start, &soft).await else {
         return Ok(());
     };

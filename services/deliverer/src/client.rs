@@ -1,8 +1,8 @@
 //! Step 9 of an event's way, the wire: the only HTTP client of the deliverer. Sends one POST and reads a bounded
 //! part of the answer. Called by `attempt`.
 //!
-//! Invariants: redirects are not followed, no system proxy is used, only permitted addresses are connected to
-//! ([`crate::resolver`]), and neither size nor slowness of an answer holds more than [`EXCERPT_BYTES_MAX`] bytes
+//! Invariants: redirects are not followed, no proxy of the environment is used, only permitted addresses are connected to
+//! ([`crate::resolver`]) or the operator's proxy alone ([`crate::egress`]), and neither size nor slowness of an answer holds more than [`EXCERPT_BYTES_MAX`] bytes
 //! or time beyond the attempt's time-out. A request goes out a second time only when a *reused* connection
 //! turned out stale: HTTP has no way to close an idle connection without that race.
 
@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::{Layer, Service};
 use url::{Host, Url};
 
+use crate::egress::EgressProxy;
 use crate::resolver::{Guard, GuardedResolver, Lookup, LookupFailed, system};
 
 /// DNS, TCP and TLS together.
@@ -36,6 +37,8 @@ const IDLE_PER_HOST: usize = 256;
 const BODY_TIME_MAX: Duration = Duration::from_secs(2);
 /// A body up to this size is read to its end, so that its connection can be used again.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
+/// What a proxy answers that wants to be asked otherwise, or (Smokescreen) not at all.
+const PROXY_AUTHENTICATION_REQUIRED: u16 = 407;
 /// A reused connection that fails within this time was stale; later, the endpoint may have been working on it.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -102,19 +105,22 @@ pub struct Sender {
     /// Never reuses a connection: for the second try after a stale one.
     fresh: Client,
     guard: Arc<Guard>,
+    egress: Option<EgressProxy>,
 }
 
 impl Sender {
     /// Builds the client. Names are looked up by the system.
-    pub fn new(policy: AddressPolicy) -> Result<Self, ClientError> {
-        Self::with_lookup(policy, system())
+    pub fn new(policy: AddressPolicy, egress: Option<EgressProxy>) -> Result<Self, ClientError> {
+        Self::with_lookup(policy, egress, system())
     }
 
-    fn with_lookup(policy: AddressPolicy, lookup: Lookup) -> Result<Self, ClientError> {
+    fn with_lookup(policy: AddressPolicy, egress: Option<EgressProxy>, lookup: Lookup) -> Result<Self, ClientError> {
         let guard = Arc::new(Guard::new(policy));
+        let proxy_host = egress.as_ref().map(|proxy| proxy.host().to_owned());
+        let proxy = egress.as_ref().map(EgressProxy::client_proxy).transpose()?;
         #[expect(clippy::disallowed_methods, reason = "this is the one client that the rule points to")]
         let builder = || {
-            Client::builder()
+            let client = Client::builder()
                 .http1_only()
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
@@ -123,13 +129,16 @@ impl Sender {
                 .tcp_nodelay(true)
                 .connect_timeout(CONNECT_TIMEOUT)
                 .pool_idle_timeout(IDLE_TIMEOUT)
-                .dns_resolver(GuardedResolver::new(Arc::clone(&guard), Arc::clone(&lookup)))
-                .connector_layer(TimeConnects)
+                .dns_resolver(GuardedResolver::new(Arc::clone(&guard), Arc::clone(&lookup), proxy_host.clone()))
+                .connector_layer(TimeConnects);
+            // After `no_proxy`, which forgets what was set before.
+            proxy.clone().into_iter().fold(client, reqwest::ClientBuilder::proxy)
         };
         Ok(Self {
             pooled: builder().pool_max_idle_per_host(IDLE_PER_HOST).build()?,
             fresh: builder().pool_max_idle_per_host(0).build()?,
             guard,
+            egress,
         })
     }
 
@@ -166,7 +175,7 @@ impl Sender {
         deadline: Instant,
         timeout: Duration,
     ) -> Result<Reply, Failed> {
-        self.check_literal(&request)?;
+        self.check_host(&request)?;
         let https = request.url().scheme() == "https";
         match timeout_at(deadline, client.execute(request)).await {
             Err(_) => Err(Failed::timed_out(timeout)),
@@ -174,6 +183,14 @@ impl Sender {
             Ok(Ok(mut response)) => {
                 let first_byte_us = micros(started.elapsed());
                 let status = response.status().as_u16();
+                // To a request that isn't tunnelled the proxy answers itself: that is not the endpoint's word.
+                if self.egress.is_some() && !https && status == PROXY_AUTHENTICATION_REQUIRED {
+                    return Err(Failed {
+                        class: TransportError::Connect,
+                        text: "the egress proxy refused the request (407)".to_owned(),
+                        lost: false,
+                    });
+                }
                 let headers = std::mem::take(response.headers_mut());
                 let excerpt = read_excerpt(response, deadline).await;
                 Ok(Reply { status, headers, excerpt, first_byte_us })
@@ -181,14 +198,16 @@ impl Sender {
         }
     }
 
-    /// Hosts that are addresses already never reach the resolver.
-    fn check_literal(&self, request: &Request) -> Result<(), Failed> {
-        let address = match request.url().host() {
-            Some(Host::Ipv4(address)) => address.into(),
-            Some(Host::Ipv6(address)) => address.into(),
-            _ => return Ok(()),
+    /// What never reaches the resolver: hosts that are addresses already, and behind a proxy all others too.
+    fn check_host(&self, request: &Request) -> Result<(), Failed> {
+        let Some(host) = request.url().host() else { return Ok(()) };
+        let checked = match (&self.egress, host) {
+            (Some(proxy), host) => proxy.check(&host, &self.guard),
+            (None, Host::Ipv4(ip)) => self.guard.check(ip.into()).map_err(Into::into),
+            (None, Host::Ipv6(ip)) => self.guard.check(ip.into()).map_err(Into::into),
+            (None, Host::Domain(_)) => Ok(()),
         };
-        self.guard.check(address).map_err(|refused| Failed {
+        checked.map_err(|refused| Failed {
             class: TransportError::AddressRefused,
             text: refused.to_string(),
             lost: false,

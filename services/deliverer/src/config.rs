@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use relay_core::address::Network;
 use relay_core::lanes::LaneLimits;
+use relay_runtime::flags::SecretString;
 
 /// Settings of the deliverer.
 #[derive(Clone, Debug, clap::Args)]
@@ -25,6 +26,10 @@ pub struct Config {
     /// process that flattens these settings has one, which the REST interface uses too
     #[arg(skip)]
     pub allow_networks: Vec<Network>,
+    /// HTTP proxy through which all deliveries leave, e.g. http://user:password@proxy:3128. It resolves the names, so it
+    /// must refuse inner addresses [env: RELAY_EGRESS_PROXY or RELAY_EGRESS_PROXY_FILE]
+    #[arg(long, value_name = "URL")]
+    pub egress_proxy: Option<SecretString>,
     /// Seconds that requests in flight get to finish when the process is told to stop; what lasts longer is cut short,
     /// recorded, and sent again later
     #[arg(long, env = "RELAY_IN_FLIGHT_GRACE_SECONDS", default_value_t = 20)]

@@ -3,7 +3,7 @@
 //!
 //! Any number of deliverers share the durable consumers of the lanes. In the order of a job's way: `intake`,
 //! `drive` with `pool` (queues: [`relay_core::lanes`]; messages: `bundles`), `gate`, `attempt` (with `prepared`,
-//! `client`, `resolver`, `own`), `judge`, `recorder`.
+//! `client`, `resolver`, `own`, `egress`), `judge`, `recorder`.
 
 mod attempt;
 mod bundles;
@@ -11,6 +11,7 @@ mod cli;
 mod client;
 mod config;
 mod drive;
+mod egress;
 #[cfg(test)]
 mod fixtures;
 mod flow;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 pub use cli::{Cli, main_with};
 pub use config::Config;
+pub use egress::{EgressError, EgressProxy};
 use relay_core::address::AddressPolicy;
 use relay_core::subject::Lane;
 pub use relay_links::Links;
@@ -76,11 +78,19 @@ pub enum StartError {
 }
 
 impl Deliverer {
-    /// Declares the streams where they are missing and builds the HTTP client. `pod` names this process in the
-    /// attempt log.
-    pub async fn start(config: Config, links: Links, pod: String) -> Result<Self, StartError> {
+    /// Declares the streams where they are missing and builds the HTTP client, which goes through `egress` where there is
+    /// such a proxy. `pod` names this process in the attempt log.
+    pub async fn start(
+        config: Config,
+        egress: Option<EgressProxy>,
+        links: Links,
+        pod: String,
+    ) -> Result<Self, StartError> {
         links.bus.declare(&relay_bus::Topology::default()).await?;
-        let sender = client::Sender::new(AddressPolicy::new(config.allow_networks.clone()))?;
+        if let Some(proxy) = &egress {
+            tracing::info!(proxy = proxy.shown(), "deliveries leave through a proxy, which resolves their names");
+        }
+        let sender = client::Sender::new(AddressPolicy::new(config.allow_networks.clone()), egress)?;
         Ok(Self { config, links, pod, sender })
     }
 

@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn prepared(endpoint: Endpoint) -> Prepared {
-        Prepared::new(Arc::new(endpoint), &Sender::new(AddressPolicy::new(Vec::new())).unwrap()).unwrap()
+        Prepared::new(Arc::new(endpoint), &Sender::new(AddressPolicy::new(Vec::new()), None).unwrap()).unwrap()
     }
 
     #[test]
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_prepared_once_per_version() {
-        let sender = Sender::new(AddressPolicy::new(Vec::new())).unwrap();
+        let sender = Sender::new(AddressPolicy::new(Vec::new()), None).unwrap();
         let mut cache = Cache::default();
         let first = Arc::new(endpoint("https://hooks.example.com/"));
         let a = cache.get(&first, &sender).unwrap();

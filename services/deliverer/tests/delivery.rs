@@ -214,9 +214,10 @@ async fn deliver(links: &Links) -> (CancellationToken, JoinHandle<()>) {
         jobs_held_max: 4096,
         jobs_held_bytes_max: 64 * 1024 * 1024,
         allow_networks: vec!["127.0.0.0/8".parse().unwrap()],
+        egress_proxy: None,
         in_flight_grace_seconds: 0,
     };
-    let deliverer = Deliverer::start(config, links.clone(), "pod-1".to_owned()).await.unwrap();
+    let deliverer = Deliverer::start(config, None, links.clone(), "pod-1".to_owned()).await.unwrap();
     let (stop, hard) = (CancellationToken::new(), CancellationToken::new());
     let running = tokio::spawn(deliverer.run(stop.clone(), hard));
     (stop, running)

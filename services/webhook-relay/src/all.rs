@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use deliverer::Deliverer;
+use deliverer::{Deliverer, EgressProxy};
 use dispatcher::Dispatcher;
 use dlq_manager::DlqManager;
 use ingest::Ingest;
@@ -20,6 +20,8 @@ pub struct Settings {
     pub dispatcher: dispatcher::Config,
     /// Of the deliverer.
     pub deliverer: deliverer::Config,
+    /// The proxy through which deliveries leave.
+    pub egress: Option<EgressProxy>,
     /// Of the dead-letter manager.
     pub dlq_manager: dlq_manager::Config,
     /// Who may call.
@@ -31,7 +33,7 @@ pub struct Settings {
 /// Starts everything; when it returns, the interface is served at the address that it answers. The parts are groups of
 /// `shutdown`: [`Shutdown::finish`] ends them in order.
 pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shutdown) -> anyhow::Result<SocketAddr> {
-    let Settings { ingest, dispatcher, deliverer, dlq_manager, guard, front } = settings;
+    let Settings { ingest, dispatcher, deliverer, egress, dlq_manager, guard, front } = settings;
     let listen = ingest.listen;
     let body_max = ingest.body_bytes_max();
     let listener = http::bind(listen).await?;
@@ -40,7 +42,7 @@ pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shut
 
     let dispatcher = Dispatcher::start(dispatcher, links.clone(), pod.to_owned()).await?;
     links.check_durability().await;
-    let deliverer = Deliverer::start(deliverer, links.clone(), pod.to_owned()).await?;
+    let deliverer = Deliverer::start(deliverer, egress, links.clone(), pod.to_owned()).await?;
     let dlq_manager = DlqManager::start(dlq_manager, links.clone(), pod.to_owned()).await?;
     let ingest = Ingest::start(ingest, links.clone()).await?;
     let routes = ingest::base().merge(ingest.router()).merge(dlq_manager.router());

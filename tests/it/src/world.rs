@@ -105,22 +105,23 @@ impl World {
     /// Starts a service of its own on these servers. Returns it and the address that it listens on: that of its
     /// interface where it has one, else that of its health.
     pub async fn service(&self, name: &str, binary_name: &str) -> anyhow::Result<(Process, String)> {
-        self.spawn(name, binary_name, None, &[]).await
+        self.spawn(name, binary_name, None, &[], &[]).await
     }
 
-    /// The same with further flags.
+    /// The same with further flags and variables.
     pub async fn service_with(
         &self,
         name: &str,
         binary_name: &str,
         more: &[String],
+        env: &[(String, String)],
     ) -> anyhow::Result<(Process, String)> {
-        self.spawn(name, binary_name, None, more).await
+        self.spawn(name, binary_name, None, more, env).await
     }
 
     /// An ingest that listens where another one did.
     pub async fn ingest_at(&self, name: &str, address: &str) -> anyhow::Result<Process> {
-        Ok(self.spawn(name, "ingest", Some(address.to_owned()), &[]).await?.0)
+        Ok(self.spawn(name, "ingest", Some(address.to_owned()), &[], &[]).await?.0)
     }
 
     async fn spawn(
@@ -129,12 +130,14 @@ impl World {
         binary_name: &str,
         listen: Option<String>,
         more: &[String],
+        variables: &[(String, String)],
     ) -> anyhow::Result<(Process, String)> {
         let ServiceFlags { mut args, health, interface } = ServiceFlags::new(binary_name, &self.dir.0, listen);
         args.extend_from_slice(more);
         let address = interface.unwrap_or_else(|| health.clone());
         let pairs = self.links.iter().filter_map(|l| l.split_once('='));
-        let env: Vec<(String, String)> = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let links = pairs.map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let env: Vec<(String, String)> = links.chain(variables.iter().cloned()).collect();
         let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
         process.wait_ready(&format!("http://{health}/health/ready")).await?;
         Ok((process, address))

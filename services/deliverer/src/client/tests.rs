@@ -43,7 +43,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 }
 
 fn sender(allow: &[&str]) -> Sender {
-    Sender::new(AddressPolicy::new(allow.iter().map(|net| net.parse().unwrap()).collect())).unwrap()
+    Sender::new(AddressPolicy::new(allow.iter().map(|net| net.parse().unwrap()).collect()), None).unwrap()
 }
 
 fn local() -> Sender {
@@ -212,7 +212,7 @@ fn rebinding(answers: fn(usize) -> &'static [&'static str]) -> (Sender, Arc<Atom
         Box::pin(async move { Ok(found) })
     });
     let policy = AddressPolicy::new(vec!["127.0.0.1/32".parse().unwrap()]);
-    (Sender::with_lookup(policy, lookup).unwrap(), lookups)
+    (Sender::with_lookup(policy, None, lookup).unwrap(), lookups)
 }
 
 /// Servers on the same port of 127.0.0.1 (permitted) and 127.0.0.2 (not), and how often each was connected to.
@@ -280,7 +280,122 @@ async fn of_localhost_the_permitted_addresses_are_taken() {
         Box::pin(async { Ok(vec![std::net::Ipv6Addr::LOCALHOST.into(), std::net::Ipv4Addr::LOCALHOST.into()]) })
     });
     let policy = AddressPolicy::new(vec!["127.0.0.0/8".parse().unwrap()]);
-    let sent = post(&Sender::with_lookup(policy, both).unwrap(), &url, PATIENCE).await;
+    let sent = post(&Sender::with_lookup(policy, None, both).unwrap(), &url, PATIENCE).await;
     assert_eq!(sent.answer.unwrap().status, 200);
     assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+/// A proxy that leads everything to `to`, and what it was asked: the first line of each request and its credentials.
+async fn proxy(to: &Url) -> (Url, Arc<std::sync::Mutex<Vec<String>>>) {
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (log, to) = (Arc::clone(&asked), to.socket_addrs(|| None).unwrap()[0]);
+    let (url, _) = server(move |_, mut client| {
+        let log = Arc::clone(&log);
+        async move {
+            let mut head = Vec::new();
+            while !head.windows(4).any(|w| w == b"\r\n\r\n") {
+                if client.read_buf(&mut head).await.unwrap() == 0 {
+                    return;
+                }
+            }
+            let text = String::from_utf8_lossy(&head).into_owned();
+            let credentials =
+                text.lines().find_map(|l| l.to_lowercase().strip_prefix("proxy-authorization: ").map(|_| &l[21..]));
+            log.lock().unwrap().push(format!("{} {}", text.lines().next().unwrap(), credentials.unwrap_or("-")));
+            let mut server = TcpStream::connect(to).await.unwrap();
+            if text.starts_with("CONNECT ") {
+                client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
+            } else {
+                server.write_all(&head).await.unwrap();
+            }
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        }
+    })
+    .await;
+    (url, asked)
+}
+
+/// A sender that may call no inner address, through a proxy at `url` that is known by a name.
+fn through(url: &Url) -> Sender {
+    let lookup: Lookup = Arc::new(|host| {
+        assert_eq!(host, "proxy.internal", "nothing but the proxy is looked up here");
+        Box::pin(async { Ok(vec![std::net::Ipv4Addr::LOCALHOST.into()]) })
+    });
+    let proxy = format!("http://me:p%40ss@proxy.internal:{}", url.port().unwrap());
+    let proxy = EgressProxy::new(&relay_runtime::flags::SecretString::from(proxy)).unwrap();
+    Sender::with_lookup(AddressPolicy::new(Vec::new()), Some(proxy), lookup).unwrap()
+}
+
+/// `me:p@ss`.
+const CREDENTIALS: &str = "Basic bWU6cEBzcw==";
+
+#[tokio::test]
+async fn a_proxy_is_asked_for_names_that_nobody_looks_up_here() {
+    let (endpoint, _) = server(|_, mut stream| async move {
+        let mut first = [0];
+        stream.peek(&mut first).await.unwrap();
+        if first == *b"P" {
+            read_request(&mut stream).await;
+            stream.write_all(OK).await.unwrap();
+        } else {
+            // Speaks no TLS: that it was asked to is what counts.
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+        }
+    })
+    .await;
+    let (url, asked) = proxy(&endpoint).await;
+    let sender = through(&url);
+    let plain = Url::parse("http://hooks.example.com/a?b=c").unwrap();
+    assert_eq!(post(&sender, &plain, PATIENCE).await.answer.unwrap().status, 200);
+    let secured = Url::parse("https://hooks.example.com:8443/a").unwrap();
+    assert_eq!(class(&post(&sender, &secured, PATIENCE).await), TransportError::Tls);
+    let asked = asked.lock().unwrap().clone();
+    assert_eq!(
+        asked,
+        [
+            format!("POST http://hooks.example.com/a?b=c HTTP/1.1 {CREDENTIALS}"),
+            format!("CONNECT hooks.example.com:8443 HTTP/1.1 {CREDENTIALS}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_proxy_is_not_asked_for_what_is_refused() {
+    let (endpoint, connections) = server(|_, _| async {}).await;
+    let (url, asked) = proxy(&endpoint).await;
+    let sender = through(&url);
+    for inner in [
+        "http://10.0.0.1/",
+        "https://[::1]/",
+        "http://localhost/",
+        "https://169.254.169.254/",
+        "http://proxy.internal:22/",
+    ] {
+        let sent = post(&sender, &Url::parse(inner).unwrap(), PATIENCE).await;
+        assert_eq!(class(&sent), TransportError::AddressRefused, "{inner}");
+    }
+    assert!(asked.lock().unwrap().is_empty());
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn what_a_proxy_says_itself_is_no_answer_of_the_endpoint() {
+    let (refusing, _) = server(|_, mut stream| async move {
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request).await;
+        let _ = stream.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n").await;
+    })
+    .await;
+    let sender = through(&refusing);
+    for url in ["http://hooks.example.com/", "https://hooks.example.com/"] {
+        let sent = post(&sender, &Url::parse(url).unwrap(), PATIENCE).await;
+        assert_eq!(class(&sent), TransportError::Connect, "{url}");
+        let text = sent.answer.unwrap_err().text;
+        assert!(text.contains("proxy") && !text.contains("p@ss"), "{text}");
+    }
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let away = through(&Url::parse(&format!("http://{closed}/")).unwrap());
+    let sent = post(&away, &Url::parse("https://hooks.example.com/").unwrap(), PATIENCE).await;
+    assert_eq!(class(&sent), TransportError::Connect);
 }

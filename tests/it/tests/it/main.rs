@@ -7,6 +7,7 @@ mod circuit;
 mod contract;
 mod dead_letters;
 mod direct;
+mod egress;
 mod endpoints;
 mod event_batches;
 mod event_lists;

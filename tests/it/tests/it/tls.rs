@@ -39,7 +39,7 @@ async fn a_certificate_is_renewed_without_a_restart() -> anyhow::Result<()> {
     let w = World::servers().await?;
     let files = Certificate::at(&w.data(""));
     let client = files.renew()?;
-    let (mut ingest, address) = w.service_with("ingest", "ingest", &files.flags()).await?;
+    let (mut ingest, address) = w.service_with("ingest", "ingest", &files.flags(), &[]).await?;
     let events = format!("https://{address}/api/v1/events");
     let body = json!({"event_type": "a", "payload": 1}).to_string();
     let post = async |client: &reqwest::Client| {
