@@ -8,6 +8,8 @@ mod batch;
 mod cli;
 mod config;
 mod decode;
+#[cfg(test)]
+mod fuzz;
 mod intake;
 mod jobs;
 mod meters;

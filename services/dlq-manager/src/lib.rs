@@ -12,6 +12,8 @@ mod cli;
 mod config;
 mod duties;
 mod filter;
+#[cfg(test)]
+mod fuzz;
 mod job;
 mod letter;
 mod refusal;

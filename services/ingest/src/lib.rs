@@ -12,6 +12,8 @@ mod committer;
 mod config;
 mod fields;
 mod figures;
+#[cfg(test)]
+mod fuzz;
 mod openapi;
 mod query;
 mod refresh;

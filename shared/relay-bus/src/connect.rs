@@ -70,7 +70,9 @@ fn percent_decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
-        let escape = tail.get(..2).filter(|_| first == b'%').and_then(|h| std::str::from_utf8(h).ok());
+        // A number may have a sign, an escape has none.
+        let digits = tail.get(..2).filter(|h| first == b'%' && h.iter().all(u8::is_ascii_hexdigit));
+        let escape = digits.and_then(|h| std::str::from_utf8(h).ok());
         match escape.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             Some(byte) => {
                 out.push(byte);
@@ -195,6 +197,24 @@ mod tests {
         assert_eq!(address.credentials, Some(("u@x".to_owned(), Some("p/w%%zz".to_owned()))));
         let shown = format!("{:?}", BusOptions { url: "nats://u:secret@a".to_owned(), name: "n".to_owned() });
         assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn fuzz_urls() {
+        let seeds =
+            ["nats://deliverer:secret@a:4222,nats://b:4222", "nats://u%40x:p%2Fw%25%zz@a:4222", "%+1%-2%41", "a,,b"];
+        let words: &[&[u8]] = &[b"%", b"%41", b"%+1", b"@", b":", b"//", b",", b"nats://"];
+        relay_fuzz::fuzz("NATS URLs", &seeds, words, |input| {
+            let text = relay_fuzz::text(input)?;
+            let escape = |w: &[u8]| w[0] == b'%' && w[1].is_ascii_hexdigit() && w[2].is_ascii_hexdigit();
+            if !text.as_bytes().windows(3).any(escape) {
+                assert_eq!(percent_decoded(text), text, "nothing of it is an escape");
+            }
+            let escaped: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            assert_eq!(percent_decoded(&escaped), text);
+            let address = Address::parse(text);
+            Some(address.map(|a| (a.servers.len().min(3), a.credentials.is_some())).map_err(|e| e.to_string().len()))
+        });
     }
 
     #[test]

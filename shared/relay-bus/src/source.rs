@@ -218,4 +218,17 @@ mod tests {
             assert_eq!(Place::parse(bad), None, "{bad}");
         }
     }
+
+    #[test]
+    fn fuzz_reply_subjects() {
+        let seeds = [
+            "$JS.ACK.EVENTS.dispatcher.2.77.5.1700000000000000001.9",
+            "$JS.ACK.hub.ACC.EVENTS.dispatcher.2.77.5.1700000000000000001.9.x",
+        ];
+        let words: &[&[u8]] = &[b"$JS.ACK.", b".", b"9223372036854775808"];
+        relay_fuzz::fuzz("reply subjects", &seeds, words, |input| {
+            let place = Place::parse(relay_fuzz::text(input)?)?;
+            Some(place.published.timestamp() > 0)
+        });
+    }
 }
