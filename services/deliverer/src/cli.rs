@@ -9,6 +9,7 @@ use relay_links::{Addresses, Links};
 use relay_runtime::flags::{
     DatabaseFlags, ExposeSecret as _, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port,
 };
+use relay_runtime::health::Health;
 use relay_runtime::reconnect::retry;
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
@@ -63,6 +64,9 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let listener = http::bind(listen).await?;
 
     let soft = shutdown.soft();
+    let health = Health::starting(metrics, soft.clone());
+    let probes = shutdown.last_group("health");
+    probes.spawn("health", health.clone().serve(listener, probes.stop()));
     let Some(links) = Links::connect(&addresses, "deliverer", &pod, &soft).await? else { return Ok(()) };
     links.check_durability().await;
     let start = || Deliverer::start(config.clone(), egress.clone(), links.clone(), pod.clone());
@@ -71,10 +75,10 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     };
 
     let (work, background) = (shutdown.group("deliverer"), shutdown.group("background"));
-    let health = links.health(metrics, soft);
-    background.spawn("health", health.serve(listener, background.stop()));
+    links.register(&health);
     links.run_background(&background);
     work.spawn("deliverer", deliverer.run(work.stop(), shutdown.hard()));
+    health.started();
     tracing::info!(pod, health = %listen, "delivering");
     Ok(shutdown.finish().await?)
 }

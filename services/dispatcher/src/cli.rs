@@ -1,8 +1,12 @@
 //! The dispatcher as a program of its own.
 
 use relay_links::{Addresses, Links};
-use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::flags::{
+    DatabaseFlags, ExposeSecret as _, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port,
+};
+use relay_runtime::health::Health;
 use relay_runtime::http;
+use relay_runtime::reconnect::retry;
 use relay_runtime::shutdown::Shutdown;
 
 use crate::{Config, Dispatcher};
@@ -49,16 +53,24 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let health_listen = cli.health.listen(health_port::DISPATCHER);
     let listener = http::bind(health_listen).await?;
-    let Some(links) = Links::connect(&addresses, "dispatcher", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let health = Health::starting(metrics, shutdown.soft());
+    let probes = shutdown.last_group("health");
+    probes.spawn("health", health.clone().serve(listener, probes.stop()));
+    let soft = shutdown.soft();
+    let Some(links) = Links::connect(&addresses, "dispatcher", &pod, &soft).await? else { return Ok(()) };
     let config = Config { payload_bytes_max: cli.payload_bytes_max, ..cli.config };
-    let dispatcher = Dispatcher::start(config, links.clone(), pod).await?;
+    let start = || Dispatcher::start(config.clone(), links.clone(), pod.clone());
+    let Some(dispatcher) = retry("JetStream", addresses.nats_url.expose_secret(), start, &soft).await else {
+        return Ok(());
+    };
     links.check_durability().await;
 
     let working = shutdown.group("dispatcher");
     let background = shutdown.group("background");
     links.run_background(&background);
-    background.spawn("health", links.health(metrics, shutdown.soft()).serve(listener, background.stop()));
+    links.register(&health);
     working.spawn("work", dispatcher.run(working.stop()));
+    health.started();
     tracing::info!(health = %health_listen, "dispatching");
     Ok(shutdown.finish().await?)
 }

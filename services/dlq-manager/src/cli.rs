@@ -3,7 +3,8 @@
 use relay_links::{Addresses, Links};
 use relay_runtime::auth::{self, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
-use relay_runtime::http::FrontFlags;
+use relay_runtime::health::Health;
+use relay_runtime::http::{FrontFlags, Later};
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, openapi, pod};
 use utoipa_axum::router::OpenApiRouter;
@@ -58,6 +59,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let listener = http::bind(cli.config.listen).await?;
     let health_listener = http::bind(cli.health.listen(health_port::DLQ_MANAGER)).await?;
+    // Both answer from now on: that it isn't ready, as long as it waits for its servers.
+    let interface = shutdown.group("interface");
+    let later = Later::default();
+    let (listens, health_listens) = (listener.local_addr()?, health_listener.local_addr()?);
+    interface.spawn("http", http::serve_behind(front, listener, later.router(), interface.stop()));
+    let health = Health::starting(metrics, shutdown.soft());
+    let probes = shutdown.last_group("health");
+    probes.spawn("health", health.clone().serve(health_listener, probes.stop()));
     let Some(links) = Links::connect(&addresses, "dlq-manager", &pod, &shutdown.soft()).await? else { return Ok(()) };
     let guard = links.guard(cli.config.listen, key)?;
     let manager = DlqManager::start(cli.config, links.clone(), pod).await?;
@@ -66,14 +75,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let routes = auth::protect(routes, &mut document, guard);
     let router = http::layers(openapi::show(routes, &document), BODY_BYTES_MAX);
 
-    tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "managing dead letters");
-    // In the order in which they end.
-    let interface = shutdown.group("interface");
-    interface.spawn("http", http::serve_behind(front, listener, router, interface.stop()));
+    // In the order in which they end, behind the interface.
     let duties = shutdown.group("duties");
     duties.spawn("work", manager.run(duties.stop()));
     let background = shutdown.group("background");
     links.run_background(&background);
-    background.spawn("health", links.health(metrics, shutdown.soft()).serve(health_listener, background.stop()));
+    links.register(&health);
+    later.open(router);
+    health.started();
+    tracing::info!(listen = %listens, health = %health_listens, "managing dead letters");
     Ok(shutdown.finish().await?)
 }

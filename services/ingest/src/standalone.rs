@@ -4,7 +4,7 @@ use relay_links::{Addresses, Links};
 use relay_runtime::auth::OperatorKey;
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
-use relay_runtime::http::FrontFlags;
+use relay_runtime::http::{FrontFlags, Later};
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
 
@@ -56,6 +56,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let listener = http::bind(cli.config.listen).await?;
     let health_listener = http::bind(cli.health.listen(health_port::INGEST)).await?;
     let soft = shutdown.soft();
+    // Both answer from now on: that it isn't ready, as long as it waits for its servers.
+    let interface = shutdown.group("interface");
+    let later = Later::default();
+    let (listens, health_listens) = (listener.local_addr()?, health_listener.local_addr()?);
+    interface.spawn("http", http::serve_behind(front, listener, later.router(), interface.stop()));
+    let health = Health::starting(measured, soft.clone());
+    let probes = shutdown.last_group("health");
+    probes.spawn("health", health.clone().serve(health_listener, probes.stop()));
     let Some(links) = Links::connect_without_database(&addresses, "ingest", &pod, &soft).await? else {
         return Ok(());
     };
@@ -67,7 +75,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let guard = links.guard(listen, key)?;
     let router = http::layers(with_document(base().merge(ingest.router()), guard), body_bytes_max);
 
-    let health = Health::new(measured, soft);
     // Not the database: events are accepted while it is away.
     let bus = links.bus.clone();
     health.register("nats", move || {
@@ -77,15 +84,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let clock = links.clock.clone();
     health.register("clock", move || std::future::ready(clock.check()));
 
-    tracing::info!(listen = %listener.local_addr()?, health = %health_listener.local_addr()?, "accepting events");
     // In the order in which they end: no more requests, then what they handed over, then what all of it used.
-    let interface = shutdown.group("interface");
-    interface.spawn("http", http::serve_behind(front, listener, router, interface.stop()));
     let service = shutdown.group("ingest");
     service.spawn("ingest", ingest.run(service.stop()));
     let background = shutdown.group("background");
-    background.spawn("health", health.serve(health_listener, background.stop()));
     links.run_background(&background);
+    later.open(router);
+    health.started();
+    tracing::info!(listen = %listens, health = %health_listens, "accepting events");
     shutdown.finish().await?;
     Ok(())
 }

@@ -139,6 +139,12 @@ impl Links {
     /// The checks of a service that needs PostgreSQL and NATS. Redis is not among them: delivery goes on without it.
     pub fn health(&self, metrics: Metrics, stopping: CancellationToken) -> Health {
         let health = Health::new(metrics, stopping);
+        self.register(&health);
+        health
+    }
+
+    /// Adds those checks.
+    pub fn register(&self, health: &Health) {
         let store = self.store.clone();
         health.register("database", move || {
             let store = store.clone();
@@ -151,7 +157,6 @@ impl Links {
         });
         let clock = self.clock.clone();
         health.register("clock", move || std::future::ready(clock.check()));
-        health
     }
 
     /// Says loudly what the servers don't promise.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ struct Inner {
     kept: tokio::sync::Mutex<Option<(Instant, Report)>>,
     metrics: Metrics,
     stopping: CancellationToken,
+    is_starting: AtomicBool,
 }
 
 /// What the checks said.
@@ -58,7 +60,25 @@ impl Report {
 impl Health {
     /// No checks yet. From `stopping` on it is unready, so that traffic goes elsewhere.
     pub fn new(metrics: Metrics, stopping: CancellationToken) -> Self {
-        Self(Arc::new(Inner { checks: Mutex::default(), kept: tokio::sync::Mutex::default(), metrics, stopping }))
+        let health = Self::starting(metrics, stopping);
+        health.started();
+        health
+    }
+
+    /// The same of a process that still waits for what it needs: unready until [`Health::started`].
+    pub fn starting(metrics: Metrics, stopping: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            checks: Mutex::default(),
+            kept: tokio::sync::Mutex::default(),
+            metrics,
+            stopping,
+            is_starting: AtomicBool::new(true),
+        }))
+    }
+
+    /// The start is over, and all checks are registered.
+    pub fn started(&self) {
+        self.0.is_starting.store(false, Ordering::Release);
     }
 
     /// Adds a check; the error says what is wrong, in words without secrets.
@@ -73,6 +93,10 @@ impl Health {
 
     /// Runs all checks at once, or repeats what they said a moment ago.
     pub async fn report(&self) -> Report {
+        if self.0.is_starting.load(Ordering::Acquire) {
+            let why = "the process waits for its servers; its log says for which".to_owned();
+            return Report { status: "unready", checks: BTreeMap::from([("start", why)]) };
+        }
         // One caller checks, the others wait for its answer.
         let mut kept = self.0.kept.lock().await;
         let fresh = kept.as_ref().filter(|(at, _)| at.elapsed() < KEPT).map(|(_, report)| report.clone());

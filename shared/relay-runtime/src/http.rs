@@ -3,6 +3,7 @@
 
 mod front;
 mod hurried;
+mod later;
 mod observe;
 mod serve;
 mod tls;
@@ -18,6 +19,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::NormalizePathLayer;
 
 pub use self::front::{Front, FrontError, FrontFlags};
+pub use self::later::Later;
 pub use self::observe::RequestId;
 pub use self::serve::{BindError, ClientAddress, bind, serve, serve_behind};
 pub use self::tls::{Tls, TlsError};

@@ -23,6 +23,7 @@ struct Inner {
     hard: CancellationToken,
     grace: Duration,
     groups: Mutex<Vec<Group>>,
+    last: Mutex<Vec<Group>>,
     failed: OnceLock<TaskFailed>,
 }
 
@@ -56,7 +57,14 @@ impl Shutdown {
     pub fn new(grace: Duration) -> Self {
         let hard = CancellationToken::new();
         let soft = hard.child_token();
-        Self(Arc::new(Inner { soft, hard, grace, groups: Mutex::default(), failed: OnceLock::new() }))
+        Self(Arc::new(Inner {
+            soft,
+            hard,
+            grace,
+            groups: Mutex::default(),
+            last: Mutex::default(),
+            failed: OnceLock::new(),
+        }))
     }
 
     /// Fires when the end begins.
@@ -99,8 +107,17 @@ impl Shutdown {
 
     /// A group of tasks. Groups stop in the order in which they were made, each when the one before it is done.
     pub fn group(&self, name: &'static str) -> Group {
+        self.new_group(name, &self.0.groups)
+    }
+
+    /// A group that stops behind all others, whenever it is made.
+    pub fn last_group(&self, name: &'static str) -> Group {
+        self.new_group(name, &self.0.last)
+    }
+
+    fn new_group(&self, name: &'static str, among: &Mutex<Vec<Group>>) -> Group {
         let group = Group { name, tasks: TaskTracker::new(), stop: self.0.hard.child_token(), shutdown: self.clone() };
-        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner).push(group.clone());
+        among.lock().unwrap_or_else(PoisonError::into_inner).push(group.clone());
         group
     }
 
@@ -114,7 +131,9 @@ impl Shutdown {
     /// Waits for the end to begin, then stops the groups. An error names the task whose end caused it.
     pub async fn finish(self) -> Result<(), TaskFailed> {
         self.0.soft.cancelled().await;
-        let groups = std::mem::take(&mut *self.0.groups.lock().unwrap_or_else(PoisonError::into_inner));
+        let take =
+            |groups: &Mutex<Vec<Group>>| std::mem::take(&mut *groups.lock().unwrap_or_else(PoisonError::into_inner));
+        let groups = [take(&self.0.groups), take(&self.0.last)].concat();
         let in_order = async {
             for group in &groups {
                 group.stop.cancel();
@@ -183,8 +202,9 @@ mod tests {
     async fn groups_stop_one_after_the_other() {
         let shutdown = Shutdown::default();
         let (log, mut seen) = mpsc::unbounded_channel();
-        for name in ["first", "second"] {
-            let (group, log) = (shutdown.group(name), log.clone());
+        let last = shutdown.last_group("last");
+        for group in [last, shutdown.group("first"), shutdown.group("second")] {
+            let (name, log) = (group.name, log.clone());
             let stop = group.stop();
             group.spawn("work", async move {
                 stop.cancelled().await;
@@ -200,7 +220,10 @@ mod tests {
         while let Some(line) = seen.recv().await {
             all.push(line);
         }
-        assert_eq!(all, ["first stops", "first is done", "second stops", "second is done"]);
+        assert_eq!(
+            all,
+            ["first stops", "first is done", "second stops", "second is done", "last stops", "last is done"]
+        );
     }
 
     #[tokio::test]

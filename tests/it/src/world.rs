@@ -20,9 +20,21 @@ pub struct World {
     pub nats_url: String,
     /// The all-in-one, or the servers alone.
     pub up: Process,
+    /// How the all-in-one, or the servers, are started.
+    up_args: Vec<String>,
     /// `--flag value` pairs by which services of their own find the servers.
     links: Vec<String>,
     dir: Dir,
+}
+
+/// A service that was started, ready or not.
+pub struct Launched {
+    /// The process.
+    pub process: Process,
+    /// Where its health is.
+    pub health: String,
+    /// Where its interface is, if it has one.
+    pub interface: Option<String>,
 }
 
 /// The directory of one test; removed when everything in it has ended, kept where the test failed.
@@ -39,28 +51,42 @@ impl Drop for Dir {
 impl World {
     /// Everything in one process, as `webhook-relay up` starts it.
     pub async fn start() -> anyhow::Result<Self> {
-        Self::with("up", &[], None).await
+        Self::with("up", &[], None, [0, 0]).await
     }
 
     /// Everything in one process, closed by an operator's key, which [`World::api`] sends. It can't be revoked.
     pub async fn closed(key: &str) -> anyhow::Result<Self> {
-        let mut world = Self::with("up", &[], Some(key)).await?;
+        let mut world = Self::with("up", &[], Some(key), [0, 0]).await?;
         world.api = world.api.with_key(key);
         Ok(world)
     }
 
     /// Everything in one process, with further flags.
     pub async fn start_with(args: &[&str]) -> anyhow::Result<Self> {
-        Self::with("up", args, None).await
+        Self::with("up", args, None, [0, 0]).await
     }
 
     /// Private servers only: `webhook-relay servers`. `service` starts services; [`World::api`] points nowhere until
     /// [`World::use_api`].
     pub async fn servers() -> anyhow::Result<Self> {
-        Self::with("servers", &[], None).await
+        Self::with("servers", &[], None, [0, 0]).await
     }
 
-    async fn with(command: &str, more: &[&str], key: Option<&str>) -> anyhow::Result<Self> {
+    /// Private servers that were set up and ended: [`World::bring_back`] starts them, where services look for them.
+    pub async fn absent() -> anyhow::Result<Self> {
+        let mut world = Self::with("servers", &[], None, [free_port(), free_port()]).await?;
+        anyhow::ensure!(world.up.terminate().await?, "the servers don't end in order:\n{}", world.up.output());
+        Ok(world)
+    }
+
+    /// Starts the servers of [`World::absent`].
+    pub async fn bring_back(&mut self) -> anyhow::Result<()> {
+        std::fs::remove_file(self.data("servers.env"))?;
+        self.up = Process::start(&self.dir.0, "servers-again", &binary("webhook-relay")?, &self.up_args, &[])?;
+        wait_for_file(&self.data("servers.env"), &mut self.up).await
+    }
+
+    async fn with(command: &str, more: &[&str], key: Option<&str>, ports: [u16; 2]) -> anyhow::Result<Self> {
         let sink = Sink::start().await?;
         let dir = std::env::temp_dir().join(format!("relay-it-{}-{}", std::process::id(), free_port()));
         std::fs::create_dir_all(&dir)?;
@@ -72,9 +98,9 @@ impl World {
             "--data-dir",
             &data,
             "--postgres-port",
-            "0",
+            &ports[0].to_string(),
             "--redis-port",
-            "0",
+            &ports[1].to_string(),
             "--nats-port",
             &nats_port.to_string(),
         ]
@@ -91,15 +117,11 @@ impl World {
         if command == "up" {
             up.wait_ready(&format!("{base}/health/ready")).await?;
         } else {
-            let deadline = tokio::time::Instant::now() + crate::api::PATIENCE;
-            while !links.exists() {
-                anyhow::ensure!(tokio::time::Instant::now() < deadline, "the servers don't come up:\n{}", up.output());
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+            wait_for_file(&links, &mut up).await?;
         }
         let links = read_links(&links)?;
         let nats_url = format!("nats://127.0.0.1:{nats_port}");
-        Ok(Self { api: Api::new(&base), sink, nats_url, up, links, dir: Dir(dir) })
+        Ok(Self { api: Api::new(&base), sink, nats_url, up, up_args: args, links, dir: Dir(dir) })
     }
 
     /// Starts a service of its own on these servers. Returns it and the address that it listens on: that of its
@@ -132,15 +154,32 @@ impl World {
         more: &[String],
         variables: &[(String, String)],
     ) -> anyhow::Result<(Process, String)> {
+        let Launched { mut process, health, interface } =
+            self.launch_with(name, binary_name, listen, more, variables)?;
+        process.wait_ready(&format!("http://{health}/health/ready")).await?;
+        Ok((process, interface.unwrap_or(health)))
+    }
+
+    /// Starts a service without waiting for anything.
+    pub fn launch(&self, name: &str, binary_name: &str) -> anyhow::Result<Launched> {
+        self.launch_with(name, binary_name, None, &[], &[])
+    }
+
+    fn launch_with(
+        &self,
+        name: &str,
+        binary_name: &str,
+        listen: Option<String>,
+        more: &[String],
+        variables: &[(String, String)],
+    ) -> anyhow::Result<Launched> {
         let ServiceFlags { mut args, health, interface } = ServiceFlags::new(binary_name, &self.dir.0, listen);
         args.extend_from_slice(more);
-        let address = interface.unwrap_or_else(|| health.clone());
         let pairs = self.links.iter().filter_map(|l| l.split_once('='));
         let links = pairs.map(|(n, v)| (n.to_owned(), v.to_owned()));
         let env: Vec<(String, String)> = links.chain(variables.iter().cloned()).collect();
-        let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
-        process.wait_ready(&format!("http://{health}/health/ready")).await?;
-        Ok((process, address))
+        let process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
+        Ok(Launched { process, health, interface })
     }
 
     /// Puts a proxy between one of the servers (`DATABASE_URL`, `REDIS_URL`, `NATS_URL`) and the services that are
@@ -186,6 +225,16 @@ impl World {
         let prefix = format!("{name}=");
         self.links.iter().find_map(|l| l.strip_prefix(&prefix)).map(str::to_owned).with_context(|| format!("no {name}"))
     }
+}
+
+async fn wait_for_file(path: &std::path::Path, servers: &mut Process) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + crate::api::PATIENCE;
+    while !path.exists() {
+        let is_fine = servers.ended().is_none() && tokio::time::Instant::now() < deadline;
+        anyhow::ensure!(is_fine, "the servers don't come up:\n{}", servers.output());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 fn read_links(path: &std::path::Path) -> anyhow::Result<Vec<String>> {

@@ -6,6 +6,7 @@ mod access;
 mod circuit;
 mod contract;
 mod dead_letters;
+mod dependencies;
 mod direct;
 mod egress;
 mod endpoints;

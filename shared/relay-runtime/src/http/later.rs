@@ -1,0 +1,74 @@
+//! A router that comes later: a service listens before the servers are there that its routes need, and says so. Used by
+//! the mains.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware;
+use relay_core::problem::{Problem, ProblemType};
+use tower::ServiceExt;
+
+use super::observe::observe;
+use crate::problem::ProblemResponse;
+
+/// After how long a client may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The place of a router that isn't made yet. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Later(Arc<OnceLock<Router>>);
+
+impl Later {
+    /// What is served from now on: 503 to everything until [`Later::open`], then the router.
+    pub fn router(&self) -> Router {
+        let later = self.clone();
+        let closed = Router::new().fallback(starting).layer(middleware::from_fn(observe));
+        Router::new().fallback(move |request: Request| {
+            let router = later.0.get().unwrap_or(&closed).clone();
+            async move { router.oneshot(request).await.unwrap_or_else(|never| match never {}) }
+        })
+    }
+
+    /// The router is there. Only the first one counts.
+    pub fn open(&self, router: Router) {
+        if self.0.set(router).is_err() {
+            tracing::error!("a router was given to a listener that has one");
+        }
+    }
+}
+
+async fn starting() -> ProblemResponse {
+    let why = "the service is starting: it waits for its servers";
+    ProblemResponse(Problem::new(ProblemType::ServiceUnavailable, why).retry_after(RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, to_bytes};
+    use axum::extract::MatchedPath;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+
+    #[tokio::test]
+    async fn it_says_so_until_it_is_there() {
+        let later = Later::default();
+        let router = later.router();
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let (parts, body) = router.clone().oneshot(request).await.unwrap().into_parts();
+            (parts.status, parts.headers, String::from_utf8(to_bytes(body, 1000).await.unwrap().to_vec()).unwrap())
+        };
+        let (status, headers, _) = ask("/events/7").await;
+        assert_eq!((status, &headers["retry-after"]), (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap()));
+        assert_eq!(
+            (&headers["content-type"], &headers["x-content-type-options"]),
+            (&"application/problem+json".parse().unwrap(), &"nosniff".parse().unwrap())
+        );
+        later.open(Router::new().route("/events/{id}", get(async |path: MatchedPath| path.as_str().to_owned())));
+        assert_eq!(ask("/events/7").await.2, "/events/{id}", "routes are known by their patterns");
+        assert_eq!(ask("/other").await.0, StatusCode::NOT_FOUND);
+    }
+}
