@@ -283,7 +283,7 @@ impl Store {
                 from (select now() - $1 * interval '1 microsecond' as before) t
                 cross join endpoints p
                 cross join lateral (
-                    select o.due_at, o.leased from open_deliveries o where o.endpoint_id = p.id order by o.due_at limit 1
+                    select o.due_at, o.leased from open_deliveries o where o.claim >= 0 and o.endpoint_id = p.id order by o.due_at limit 1
                 ) o
                 where o.due_at < t.before and not p.paused and p.discard_before is null
                     and coalesce((select c.to_state from circuit_events c where c.endpoint_id = p.id order by c.at desc limit 1), 'closed') <> 'open'

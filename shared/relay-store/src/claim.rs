@@ -64,16 +64,16 @@ impl Store {
         self.keyed
             .one(sqlx::query_scalar!(
                 r#"with recursive with_rows as (
-                    (select o.endpoint_id from open_deliveries o order by o.endpoint_id limit 1)
+                    (select o.endpoint_id from open_deliveries o where o.claim >= 0 order by o.endpoint_id limit 1)
                     union all
-                    select (select o.endpoint_id from open_deliveries o where o.endpoint_id > w.endpoint_id order by o.endpoint_id limit 1)
+                    select (select o.endpoint_id from open_deliveries o where o.claim >= 0 and o.endpoint_id > w.endpoint_id order by o.endpoint_id limit 1)
                     from with_rows w where w.endpoint_id is not null
                 )
                 select min(d.due_at)
                 from with_rows w
                 cross join lateral (
                     select o.due_at from open_deliveries o
-                    where o.endpoint_id = w.endpoint_id and o.due_at > now() and o.due_at <= now() + $1 * interval '1 microsecond' and not o.leased
+                    where o.claim >= 0 and o.endpoint_id = w.endpoint_id and o.due_at > now() and o.due_at <= now() + $1 * interval '1 microsecond' and not o.leased
                     order by o.due_at limit 1
                 ) d
                 where w.endpoint_id is not null"#,

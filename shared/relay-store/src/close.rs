@@ -39,8 +39,8 @@ impl Store {
                 from endpoints p
                 cross join lateral (
                     select o.event_id, o.endpoint_id from open_deliveries o
-                    where o.endpoint_id = p.id and (not o.leased or o.due_at <= now())
-                    limit $1
+                    where o.claim >= 0 and o.endpoint_id = p.id and (not o.leased or o.due_at <= now())
+                    order by o.due_at limit $1
                 ) o
                 where not p.is_active
                 limit $1",
@@ -66,7 +66,7 @@ impl Store {
             .all(sqlx::query!(
                 "select o.event_id, o.endpoint_id
                 from open_deliveries o join events e on e.id = o.event_id
-                where o.endpoint_id = $1 and e.accepted_at < $2 and (not o.leased or o.due_at <= now())
+                where o.claim >= 0 and o.endpoint_id = $1 and e.accepted_at < $2 and (not o.leased or o.due_at <= now())
                     and exists (select from endpoints p where p.id = $1 and p.discard_before = $2)
                 order by o.due_at limit $3",
                 resuming.endpoint.0,

@@ -69,7 +69,7 @@ impl Store {
                     where id = $2 and exists (select from endpoints e where e.id = $1 and e.discard_before = $3)
                         and not exists (
                             select from open_deliveries o join events v on v.id = o.event_id
-                            where o.endpoint_id = $1 and v.accepted_at < $3
+                            where o.claim >= 0 and o.endpoint_id = $1 and v.accepted_at < $3
                         )
                     returning directory_version
                 )

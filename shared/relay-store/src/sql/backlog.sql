@@ -6,12 +6,12 @@ with mine as materialized (
 first as (
     select f.due_at, f.opened_at, f.attempts <= f.base as is_pending
     from mine cross join lateral (
-        select o.due_at, o.opened_at, o.attempts, o.base from open_deliveries o where o.endpoint_id = mine.id order by o.due_at limit $3
+        select o.due_at, o.opened_at, o.attempts, o.base from open_deliveries o where o.claim >= 0 and o.endpoint_id = mine.id order by o.due_at limit $3
     ) f
 ),
 due as (
     select from mine cross join lateral (
-        select from open_deliveries o where o.endpoint_id = mine.id and o.due_at <= now() limit $4
+        select from open_deliveries o where o.claim >= 0 and o.endpoint_id = mine.id and o.due_at <= now() order by o.due_at limit $4
     ) d
     limit $4
 )

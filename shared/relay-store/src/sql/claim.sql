@@ -3,7 +3,7 @@ with picked as materialized (
     from unnest($1::uuid[], $2::int[], $3::bigint[]) with ordinality as b (endpoint_id, row_limit, lease_us, n)
     cross join lateral (
         select o.event_id, o.endpoint_id, o.due_at from open_deliveries o
-        where o.endpoint_id = b.endpoint_id and o.due_at <= now() and ($4 or not o.leased)
+        where o.claim >= 0 and o.endpoint_id = b.endpoint_id and o.due_at <= now() and ($4 or not o.leased)
         order by o.due_at limit b.row_limit
         for update skip locked
     ) p

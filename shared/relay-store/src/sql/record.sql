@@ -93,7 +93,7 @@ statistics as (
             case when a.http_status is not null then relay_bucket(a.total_us) end as bucket from a
         union all
         select g.tenant, g.endpoint_id, (g.kind = 1)::int, (g.kind = 3)::int, 0, -(g.was_retrying::int), 0, 0, 0,
-            case when g.kind = 1 then (512 + relay_bucket((extract(epoch from now() - g.opened_at) * 1000000)::bigint))::smallint end from gone g
+            case when g.kind = 1 then (512 + relay_bucket((date_part('epoch', now() - g.opened_at) * 1000000)::bigint))::smallint end from gone g
         union all
         select k.tenant, k.endpoint_id, 0, 0, 0, 1, 0, 0, 0, null from kept k where k.kind = 2 and k.was_first
         union all

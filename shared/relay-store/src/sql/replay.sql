@@ -13,7 +13,7 @@ with l as materialized (
 ok as materialized (
     select l.*, case when $4 then
             -- Before everything else that is due for the endpoint: it is the circuit's probe.
-            least(now(), (select o.due_at from open_deliveries o where o.endpoint_id = l.endpoint_id order by o.due_at limit 1)) - interval '1 millisecond'
+            least(now(), (select o.due_at from open_deliveries o where o.claim >= 0 and o.endpoint_id = l.endpoint_id order by o.due_at limit 1)) - interval '1 millisecond'
             else now() end as due_at
     from l
     where l.has_event and l.is_active and (not l.recently or $3) and (l.closed is distinct from 1 or $3)
