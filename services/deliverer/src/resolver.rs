@@ -49,7 +49,8 @@ impl Guard {
     /// Whether `ip` may be called, and why not.
     pub fn check(&self, ip: IpAddr) -> Result<(), RefusedAddress> {
         self.policy.check(ip)?;
-        if self.own.contains(ip) && !self.policy.names(ip) {
+        // The kernel is asked last: this is done for each request to an address.
+        if !self.policy.names(ip) && self.own.contains(ip) {
             return Err(RefusedAddress { ip, why: "an address of the machine that delivers" });
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! in as closures. In the order of a service's life: [`flags`], [`telemetry`], [`metrics`], [`reconnect`],
 //! [`clock`], [`health`], [`http`] with [`auth`], [`extract`], [`list`], [`problem`] and [`openapi`], [`shutdown`].
 
+mod allocator;
 pub mod auth;
 pub mod clock;
 pub mod extract;
