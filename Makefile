@@ -15,7 +15,7 @@ SEED ?= 1
 FAULTS ?= all
 ARGS ?=
 
-.PHONY: help up down logs build test bench bench-lists fuzz simulate chaos fmt lint sqlx compose-env clean
+.PHONY: help up down logs build test bench bench-lists soak fuzz simulate chaos fmt lint sqlx compose-env clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ bench: build ## Measure this machine (ARGS="--seconds 60 --runs 3")
 bench-lists: build ## Measure lists on a ledger of 10 million events (ARGS="--events 1000000"; needs some 15 GB of disk)
 	cargo build --release --locked -p bench
 	target/release/bench lists --binary target/release/webhook-relay $(ARGS)
+
+soak: build ## Measure whether all stays as it is under a steady load (ARGS="--minutes 20")
+	cargo build --release --locked -p bench
+	target/release/bench soak --binary target/release/webhook-relay $(ARGS)
 
 fuzz: ## Feed every parser with what nobody should send (SECONDS=60 for each; SEED=1 repeats a run)
 	FUZZ_SECONDS=$(if $(filter file,$(origin SECONDS)),60,$(SECONDS)) FUZZ_SEED=$(if $(filter file,$(origin SEED)),,$(SEED)) \

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 /// One tick of `utime` and `stime` in `/proc/<pid>/stat`, in microseconds (`sysconf(_SC_CLK_TCK)` is 100 on Linux).
 const TICK_US: u64 = 10_000;
 
+/// The name of our processes; as processes of their own their subcommands follow.
+const OURS: &str = "ours";
+
 /// CPU microseconds and PSS bytes by name.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -51,36 +54,57 @@ fn pss(pid: u32) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-fn role(name: &str) -> &'static str {
-    match name {
-        n if n.starts_with("postgres") => "postgres",
-        n if n.starts_with("nats") => "nats",
-        n if n.starts_with("redis") => "redis",
-        _ => "ours",
+/// What a process is: a server, or one of ours with its subcommand.
+fn role(process: &Process) -> String {
+    match process.name.as_str() {
+        n if n.starts_with("postgres") => "postgres".to_owned(),
+        n if n.starts_with("nats") => "nats".to_owned(),
+        n if n.starts_with("redis") => "redis".to_owned(),
+        _ => {
+            let line = std::fs::read_to_string(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+            match line.split('\0').nth(1) {
+                Some("up") | None => OURS.to_owned(),
+                Some(service) => format!("{OURS}, {service}"),
+            }
+        }
     }
 }
 
+/// The processes at and below `roots`.
+fn family(all: &[Process], roots: Vec<u32>) -> Vec<u32> {
+    let mut members = roots;
+    let mut at = 0;
+    while let Some(parent) = members.get(at).copied() {
+        members.extend(all.iter().filter(|p| p.parent == parent).map(|p| p.pid));
+        at += 1;
+    }
+    members
+}
+
+/// Files that our processes at and below `roots` hold open.
+pub fn open_files(roots: &[u32]) -> usize {
+    let all = processes();
+    let members = family(&all, roots.to_vec());
+    let ours = all.iter().filter(|p| members.contains(&p.pid) && role(p).starts_with(OURS));
+    ours.filter_map(|p| Some(std::fs::read_dir(format!("/proc/{}/fd", p.pid)).ok()?.count())).sum()
+}
+
 impl Snapshot {
-    /// Everything below `root` by role, and this process as `harness`.
-    pub fn take(root: u32) -> Self {
+    /// Everything at and below `roots` by role, and this process as `harness`.
+    pub fn take(roots: Vec<u32>) -> Self {
         let all = processes();
         let mut snapshot = Self::default();
-        let mut members = vec![root];
-        let mut at = 0;
-        while let Some(parent) = members.get(at).copied() {
-            members.extend(all.iter().filter(|p| p.parent == parent).map(|p| p.pid));
-            at += 1;
-        }
+        let members = family(&all, roots);
         for process in &all {
             let role = if process.pid == std::process::id() {
-                "harness"
+                "harness".to_owned()
             } else if members.contains(&process.pid) {
-                role(&process.name)
+                role(process)
             } else {
                 continue;
             };
-            *snapshot.cpu_us.entry(role.to_owned()).or_default() += process.cpu_us;
-            *snapshot.pss_bytes.entry(role.to_owned()).or_default() += pss(process.pid);
+            *snapshot.cpu_us.entry(role.clone()).or_default() += process.cpu_us;
+            *snapshot.pss_bytes.entry(role).or_default() += pss(process.pid);
         }
         snapshot
     }

@@ -1,4 +1,4 @@
--- One day of a ledger, `n` events long, for `bench lists`: rows as the system writes them, short. Of a thousand events five
+-- One day of a ledger, `n` events long, of a system that has run for long: rows as the system writes them, short. Of a thousand events five
 -- are dead letters, one is discarded, one is unmatched, a few wait for a retry; every tenth is another tenant's; one endpoint
 -- has a backlog of a fifth of the last day. psql variables: day (days before today), n.
 \set ON_ERROR_STOP on

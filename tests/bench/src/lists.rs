@@ -1,13 +1,13 @@
 //! How long lists take on a large ledger: a system of its own is filled with events, deliveries and attempts by SQL
-//! (`lists.sql`, day by day), then each list is asked for many times with changing parameters.
+//! (see `ledger`), then each list is asked for many times with changing parameters.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
+use crate::ledger::{self, endpoint};
 use crate::report::{Figures, percentile};
 use crate::system::System;
 
@@ -36,7 +36,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let system = System::start(binary)?;
     let url = system.database_url()?;
     let begun = Instant::now();
-    fill(args, &url)?;
+    ledger::fill(&url, args.events, args.days, ENDPOINTS)?;
     println!("{} events in {:.0} s", args.events, begun.elapsed().as_secs_f64());
     let mut figures = Figures::new(format!("lists of {} events over {} days", args.events, args.days));
     let client = Client { client: reqwest::Client::builder().no_proxy().build()?, base: system.url() };
@@ -62,46 +62,6 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     figures.add("walks of 100 steps of 200: p50 ms".to_owned(), percentile(&us, 0.5));
     figures.add("walks of 100 steps of 200: p99 ms".to_owned(), percentile(&us, 0.99));
     Ok(figures)
-}
-
-fn endpoint(n: u64) -> String {
-    format!("00000000-0000-7000-8000-{n:012}")
-}
-
-fn psql(url: &str, arguments: &[String]) -> anyhow::Result<()> {
-    let done = Command::new("psql")
-        .args(["-XqAt", "-v", "ON_ERROR_STOP=1"])
-        .args(arguments)
-        .arg(url)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .context("psql can't be started")?;
-    if done.success() { Ok(()) } else { bail!("psql {arguments:?}: {done}") }
-}
-
-fn fill(args: &Args, url: &str) -> anyhow::Result<()> {
-    let endpoints = format!(
-        "insert into tenants (id) values ('bench_other');
-        insert into endpoints (id, tenant, name, url, max_retries, retry_backoff_base, retry_max_delay_seconds, timeout_seconds,
-            circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, version, paused)
-        select ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, case n when 1000 then 'bench_other' else 'default' end,
-            'bench ' || n, 'https://example.com/' || n, 5, 2, 3600, 30, 5, 60, 300, 'whsec_0123456789abcdef', 1, true
-        from (select generate_series(0, {ENDPOINTS}) union all select 1000) x (n)"
-    );
-    psql(url, &["-c".to_owned(), endpoints])?;
-    let file = std::env::temp_dir().join(format!("relay-bench-lists-{}.sql", std::process::id()));
-    std::fs::write(&file, include_str!("lists.sql"))?;
-    let per_day = args.events / args.days.max(1);
-    let filled = (1..=args.days).try_for_each(|day| {
-        let of = |name: &str, value: u64| ["-v".to_owned(), format!("{name}={value}")];
-        let arguments = [&of("day", day)[..], &of("n", per_day)[..], &["-f".to_owned(), file.display().to_string()]];
-        psql(url, &arguments.concat())
-    });
-    std::fs::remove_file(&file)?;
-    filled?;
-    let tables = "vacuum analyze endpoints, events, closed_deliveries, open_deliveries, attempts, dead_letters";
-    psql(url, &["-c".to_owned(), tables.to_owned()])
 }
 
 struct Client {

@@ -28,10 +28,17 @@ pub enum To {
     Each(Vec<Addressee>),
 }
 
+/// How events go in.
+enum Way {
+    /// POSTs to the interface.
+    Rest { client: reqwest::Client, url: String },
+    /// Messages to JetStream, each of which waits for its acknowledgement.
+    Nats(async_nats::jetstream::Context),
+}
+
 /// Where events go in.
 pub struct Target {
-    client: reqwest::Client,
-    url: String,
+    way: Way,
     to: To,
     filler: String,
     next_seq: AtomicU64,
@@ -71,14 +78,19 @@ fn client() -> anyhow::Result<reqwest::Client> {
 impl Target {
     /// Events of `payload_bytes`.
     pub fn new(system: &System, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
-        Ok(Self {
-            client: client()?,
-            url: format!("{}/api/v1/events", system.url()),
-            to,
-            // 60 bytes stand for the numbers around it.
-            filler: "x".repeat(payload_bytes.saturating_sub(60)),
-            next_seq: AtomicU64::new(1),
-        })
+        let way = Way::Rest { client: client()?, url: format!("{}/api/v1/events", system.url()) };
+        Ok(Self::by(way, to, payload_bytes))
+    }
+
+    /// The same, published to NATS by a producer.
+    pub async fn by_nats(system: &System, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
+        let nats = async_nats::connect(system.producer_nats_url()?).await?;
+        Ok(Self::by(Way::Nats(async_nats::jetstream::new(nats)), to, payload_bytes))
+    }
+
+    fn by(way: Way, to: To, payload_bytes: usize) -> Self {
+        // 60 bytes stand for the numbers around it.
+        Self { way, to, filler: "x".repeat(payload_bytes.saturating_sub(60)), next_seq: AtomicU64::new(1) }
     }
 
     /// The endpoint of event number `seq`, where it is sent to one.
@@ -97,24 +109,36 @@ impl Target {
         }
     }
 
-    fn body(&self, seq: u64, at_us: u64) -> String {
-        let endpoint = self.addressee(seq).map_or(String::new(), |e| format!("\"endpoint_id\":\"{}\",", e.id));
-        format!(
-            "{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{{\"seq\":{seq},\"at\":{at_us},\"filler\":\"{}\"}}}}",
-            self.filler
-        )
+    fn payload(&self, seq: u64, at_us: u64) -> String {
+        format!("{{\"seq\":{seq},\"at\":{at_us},\"filler\":\"{}\"}}", self.filler)
     }
 
     async fn send(&self, seq: u64, at_us: u64) -> bool {
-        let request =
-            self.client.post(&self.url).header("content-type", "application/json").body(self.body(seq, at_us));
-        match request.send().await {
-            Ok(answer) => {
-                let accepted = answer.status().as_u16() == 202;
-                let _ = answer.bytes().await;
-                accepted
+        let (endpoint, payload) = (self.addressee(seq), self.payload(seq, at_us));
+        match &self.way {
+            Way::Rest { client, url } => {
+                let endpoint = endpoint.map_or(String::new(), |e| format!("\"endpoint_id\":\"{}\",", e.id));
+                let body = format!("{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{payload}}}");
+                match client.post(url).header("content-type", "application/json").body(body).send().await {
+                    Ok(answer) => {
+                        let accepted = answer.status().as_u16() == 202;
+                        let _ = answer.bytes().await;
+                        accepted
+                    }
+                    Err(_) => false,
+                }
             }
-            Err(_) => false,
+            Way::Nats(nats) => {
+                let mut headers = async_nats::HeaderMap::new();
+                if let Some(endpoint) = endpoint {
+                    headers.insert("Relay-Endpoint-Id", endpoint.id.as_str());
+                }
+                let subject = "relay.events.default.bench.event";
+                match nats.publish_with_headers(subject, headers, payload.into()).await {
+                    Ok(ack) => ack.await.is_ok(),
+                    Err(_) => false,
+                }
+            }
         }
     }
 }

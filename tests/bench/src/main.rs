@@ -3,16 +3,19 @@
 //! Starts `webhook-relay up` with its own data directory and free ports, a sink, and a load generator, all on this
 //! machine. No figure here is a test: they are ratios and numbers for people. `throughput` (the default) is the
 //! closed loop beside plain POSTs to the same sink, and the latency at a low rate; `retries` is how punctually due
-//! retries start; `isolation` is what healthy endpoints feel of broken ones; `lists` is how long lists take on a large
-//! ledger.
+//! retries start; `isolation` is what healthy endpoints feel of broken ones; `growth` is whether an event costs the same
+//! however much there is already; `soak` is whether all stays as it is; `lists` is how long lists take on a large ledger.
 
 mod cpu;
+mod growth;
 mod isolation;
+mod ledger;
 mod lists;
 mod load;
 mod report;
 mod retries;
 mod sink;
+mod soak;
 mod system;
 mod throughput;
 
@@ -26,8 +29,13 @@ use clap::{Parser, Subcommand};
 /// Examples:
 ///   bench --seconds 20 --runs 3
 ///   bench throughput --in-flight 64 --in-flight 256
+///   bench throughput --fan-out 10
+///   bench throughput --separate 4 --share 0.5 --share 0.8
+///   bench throughput --nats --endpoints 1000 --payload-bytes 65536
 ///   bench retries --endpoints 1000 --count 5000 --over 30
 ///   bench isolation --backlog 5000
+///   bench growth --events 0 --events 1000000
+///   bench soak --minutes 20
 ///   bench lists --events 1000000
 #[derive(Parser, Debug)]
 #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
@@ -52,6 +60,10 @@ enum What {
     Retries(retries::Args),
     /// What healthy endpoints feel of slow, hanging and refusing ones
     Isolation(isolation::Args),
+    /// Whether an event costs the same however much there is already (needs psql)
+    Growth(growth::Args),
+    /// Whether memory, tables and latency stay as they are under a steady load (needs psql)
+    Soak(soak::Args),
     /// How long lists take on a large ledger (needs psql)
     Lists(lists::Args),
 }
@@ -65,6 +77,8 @@ fn main() -> anyhow::Result<()> {
             What::Throughput(args) => throughput::measure(&args, &binary).await,
             What::Retries(args) => retries::measure(&args, &binary).await,
             What::Isolation(args) => isolation::measure(&args, &binary).await,
+            What::Growth(args) => growth::measure(&args, &binary).await,
+            What::Soak(args) => soak::measure(&args, &binary).await,
             What::Lists(args) => lists::measure(&args, &binary).await,
         }
     })?;

@@ -55,8 +55,8 @@ impl Figures {
     }
 
     /// An open-loop run.
-    pub fn latency(&mut self, rate: u64, outcome: &Outcome) {
-        let of = |name: &str| format!("open loop, {rate} per second: {name}");
+    pub fn latency(&mut self, rate: &str, outcome: &Outcome) {
+        let of = |name: &str| format!("open loop, {rate}: {name}");
         self.add(of("lost"), outcome.lost as f64);
         self.add(of("duplicates"), outcome.duplicates as f64);
         for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {

@@ -1,16 +1,33 @@
-//! The system under test: `webhook-relay up` as a user starts it, in a directory of its own.
+//! The system under test, in a directory of its own: `webhook-relay up` as a user starts it, or each service as
+//! processes of its own beside `webhook-relay servers`.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+/// How long a start may take.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long an end may take.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
+/// How its services run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// All in one process.
+    AllInOne,
+    /// One process each, and so many deliverers.
+    Separate(usize),
+}
+
 /// A running system; ended when dropped.
 pub struct System {
-    child: Child,
+    /// In the order in which they end.
+    children: Vec<Child>,
     listen: String,
-    _data: tempdir::Dir,
+    data: tempdir::Dir,
 }
 
 mod tempdir {
@@ -33,42 +50,87 @@ pub fn free_port() -> anyhow::Result<u16> {
 }
 
 impl System {
-    /// Starts it and waits until its interface listens.
+    /// Starts it all in one and waits until its interface listens.
     pub fn start(binary: &Path) -> anyhow::Result<Self> {
+        Self::start_as(binary, Layout::AllInOne)
+    }
+
+    /// Starts it and waits until its interface listens.
+    pub fn start_as(binary: &Path, layout: Layout) -> anyhow::Result<Self> {
         if !binary.exists() {
             bail!("{} does not exist: run `make build` first", binary.display());
         }
         let data = tempdir::Dir(std::env::temp_dir().join(format!("relay-bench-{}", std::process::id())));
         std::fs::create_dir_all(&data.0)?;
         let listen = format!("127.0.0.1:{}", free_port()?);
-        let log = std::fs::File::create(data.0.join("up.log"))?;
-        let child = Command::new(binary)
-            .args(["up", "--data-dir"])
-            .arg(data.0.join("data"))
-            .args(["--listen", &listen, "--postgres-port", "0", "--redis-port", "0", "--nats-port", "0"])
+        let mut system = Self { children: Vec::new(), listen: listen.clone(), data };
+        let servers = ["--postgres-port", "0", "--redis-port", "0", "--nats-port", "0"];
+        let root = system.data.0.join("data").display().to_string();
+        match layout {
+            Layout::AllInOne => {
+                let arguments = [&["up", "--data-dir", &root, "--listen", &listen][..], &servers[..]].concat();
+                system.children.push(system.spawn(binary, "up", &arguments, &[])?);
+            }
+            Layout::Separate(deliverers) => {
+                let arguments = [&["servers", "--data-dir", &root][..], &servers[..]].concat();
+                system.children.push(system.spawn(binary, "servers", &arguments, &[])?);
+                system.await_that("the private servers", |s| s.addresses().is_ok())?;
+                let env = system.addresses()?;
+                let mut start = |name: &str, more: &[&str]| -> anyhow::Result<()> {
+                    let health = format!("127.0.0.1:{}", free_port()?);
+                    let arguments = [&[name, "--health-listen", &health][..], more].concat();
+                    let child = system.spawn(binary, name, &arguments, &env)?;
+                    system.children.insert(0, child);
+                    Ok(())
+                };
+                start("dispatcher", &[])?;
+                for _ in 0..deliverers.max(1) {
+                    start("deliverer", &["--allow-network", "127.0.0.0/8"])?;
+                }
+                start("ingest", &["--listen", &listen, "--allow-network", "127.0.0.0/8"])?;
+            }
+        }
+        system.await_that("the interface", |s| std::net::TcpStream::connect(&s.listen).is_ok())?;
+        Ok(system)
+    }
+
+    fn spawn(&self, binary: &Path, name: &str, arguments: &[&str], env: &[(String, String)]) -> anyhow::Result<Child> {
+        let log = File::options().create(true).append(true).open(self.data.0.join(format!("{name}.log")))?;
+        Command::new(binary)
+            .args(arguments)
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
-        let mut system = Self { child, listen, _data: data };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(&system.listen).is_err() {
-            if let Some(status) = system.child.try_wait()? {
-                let log = std::fs::read_to_string(system._data.0.join("up.log")).unwrap_or_default();
-                bail!("the system ended with {status}:\n{log}");
+            .with_context(|| format!("starting {}", binary.display()))
+    }
+
+    fn await_that(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_MAX;
+        while !is_so(self) {
+            for child in &mut self.children {
+                if let Some(status) = child.try_wait()? {
+                    bail!("a part of the system ended with {status}:\n{}", self.logs());
+                }
             }
             if Instant::now() > deadline {
-                bail!("the system does not listen on {} after a minute", system.listen);
+                bail!("{what} is not there after a minute:\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(system)
+        Ok(())
     }
 
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    fn logs(&self) -> String {
+        let files = std::fs::read_dir(&self.data.0).into_iter().flatten().filter_map(|f| Some(f.ok()?.path()));
+        let logs = files.filter(|f| f.extension().is_some_and(|e| e == "log"));
+        logs.filter_map(|f| std::fs::read_to_string(f).ok()).collect()
+    }
+
+    /// Its processes that have no parent among them.
+    pub fn pids(&self) -> Vec<u32> {
+        self.children.iter().map(Child::id).collect()
     }
 
     /// Its interface.
@@ -76,11 +138,27 @@ impl System {
         format!("http://{}", self.listen)
     }
 
+    /// The addresses of its servers, as its services take them from their environment.
+    fn addresses(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let links = std::fs::read_to_string(self.data.0.join("data").join("servers.env"))?;
+        Ok(links.lines().filter_map(|l| l.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect())
+    }
+
+    fn address(&self, name: &str) -> anyhow::Result<String> {
+        let found = self.addresses()?.into_iter().find(|(n, _)| n == name);
+        Ok(found.with_context(|| format!("servers.env has no {name}"))?.1)
+    }
+
     /// Its ledger.
     pub fn database_url(&self) -> anyhow::Result<String> {
-        let links = std::fs::read_to_string(self._data.0.join("data").join("servers.env"))?;
-        let url = links.lines().find_map(|l| l.strip_prefix("DATABASE_URL="));
-        Ok(url.context("servers.env has no DATABASE_URL")?.to_owned())
+        self.address("DATABASE_URL")
+    }
+
+    /// Its nats-server, for a producer: without the services' user.
+    pub fn producer_nats_url(&self) -> anyhow::Result<String> {
+        let url = self.address("NATS_URL")?;
+        let host = url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host);
+        Ok(format!("nats://{}", host.trim_start_matches("nats://")))
     }
 
     /// Registers `n` endpoints, the i-th at `url(i)`, with `settings` beside name and address.
@@ -116,16 +194,19 @@ impl System {
 
 impl Drop for System {
     fn drop(&mut self) {
-        // SIGTERM first, so that the servers below it end cleanly.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
+        // SIGTERM first, so that services finish and the servers below them end cleanly; one after the other, the
+        // servers last.
+        for child in &mut self.children {
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
+            let deadline = Instant::now() + STOP_MAX;
+            while matches!(child.try_wait(), Ok(None)) {
+                if Instant::now() > deadline {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
             }
-            std::thread::sleep(Duration::from_millis(50));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
