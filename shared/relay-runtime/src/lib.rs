@@ -8,6 +8,7 @@
 pub mod auth;
 pub mod clock;
 pub mod extract;
+pub mod failpoint;
 pub mod flags;
 pub mod health;
 pub mod http;

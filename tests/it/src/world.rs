@@ -25,6 +25,16 @@ pub struct World {
     dir: Dir,
 }
 
+/// A service that was started and may not be ready yet.
+pub struct Launched {
+    /// It.
+    pub process: Process,
+    /// Where its interface listens, or else its health.
+    pub address: String,
+    /// Answers 200 once it is ready.
+    pub health: String,
+}
+
 /// The directory of one test; removed when everything in it has ended, kept where the test failed.
 struct Dir(PathBuf);
 
@@ -114,13 +124,26 @@ impl World {
     }
 
     async fn spawn(&self, name: &str, binary_name: &str, listen: Option<String>) -> anyhow::Result<(Process, String)> {
+        let Launched { mut process, address, health } = self.launch(name, binary_name, listen, &[])?;
+        process.wait_ready(&health).await?;
+        Ok((process, address))
+    }
+
+    /// Starts a service of its own with further variables in its environment, and waits for nothing.
+    pub fn launch(
+        &self,
+        name: &str,
+        binary_name: &str,
+        listen: Option<String>,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Launched> {
         let ServiceFlags { args, health, interface } = ServiceFlags::new(binary_name, &self.dir.0, listen);
         let address = interface.unwrap_or_else(|| health.clone());
         let pairs = self.links.iter().filter_map(|l| l.split_once('='));
-        let env: Vec<(String, String)> = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
-        process.wait_ready(&format!("http://{health}/health/ready")).await?;
-        Ok((process, address))
+        let env: Vec<(String, String)> =
+            pairs.chain(variables.iter().copied()).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
+        Ok(Launched { process, address, health: format!("http://{health}/health/ready") })
     }
 
     /// Puts a proxy between one of the servers (`DATABASE_URL`, `REDIS_URL`, `NATS_URL`) and the services that are
