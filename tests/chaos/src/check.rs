@@ -53,7 +53,7 @@ pub struct Verdict {
     pub allowed: u64,
     /// The same by kind of fault.
     pub tolls: BTreeMap<String, Toll>,
-    /// Duplicates whose first receipt was in flight at no fault that allows them.
+    /// Duplicates of which neither request was in flight at a fault that allows them.
     pub unexplained: Vec<String>,
     /// Receipts that nobody can have sent, unsigned ones, second ids of one event.
     pub unexpected: Vec<String>,
@@ -68,7 +68,7 @@ pub struct Toll {
     pub faults: u64,
     /// Most duplicates that they allow.
     pub allowed: u64,
-    /// Duplicates whose first receipt was in flight at one of them.
+    /// Duplicates that were in flight at one of them.
     pub duplicates: u64,
 }
 
@@ -170,8 +170,8 @@ fn duplicates(verdict: &mut Verdict, evidence: &Evidence, number: u64, hook: Hoo
     taken.sort_by_key(|(answered, _)| *answered);
     for pair in taken.windows(2) {
         verdict.duplicates += 1;
-        let (answered, first) = pair[0];
-        match explanation(&evidence.faults, first.came, answered, first.port) {
+        // A stopped pod's request may be the one that is answered last.
+        match pair.iter().find_map(|(answered, r)| explanation(&evidence.faults, r.came, *answered, r.port)) {
             Some(fault) => verdict.tolls.entry(fault.to_string()).or_default().duplicates += 1,
             None => {
                 let times: Vec<u128> = taken.iter().map(|(at, _)| at.as_millis()).collect();
@@ -182,7 +182,7 @@ fn duplicates(verdict: &mut Verdict, evidence: &Evidence, number: u64, hook: Hoo
 }
 
 /// The kill at which a request that came and was answered then was in flight, at the deliverer that sent it; or for which
-/// it waited unrecorded, in an outage that the kill met.
+/// it may have waited unrecorded, in an outage that the kill met (its connection may be gone by then).
 fn explanation(faults: &[Done], came: Duration, answered: Duration, port: u16) -> Option<Fault> {
     let covers = |done: &Done| {
         // A killed process sends nothing more; servers and stopped processes have their effects until they are back.
@@ -192,9 +192,11 @@ fn explanation(faults: &[Done], came: Duration, answered: Duration, port: u16) -
     };
     let meets = |outage: &Done, kill: &Done| kill.from <= outage.to + AFTER && kill.to + BEFORE >= outage.from;
     let outages = || faults.iter().filter(|done| done.cost == Cost::Outage);
-    let kills = faults.iter().filter(|done| done.cost == Cost::Kill);
-    let mut hits = kills.filter(|kill| kill.ports.as_ref().is_none_or(|ports| ports.contains(&port)));
-    hits.find(|kill| covers(kill) || outages().any(|outage| covers(outage) && meets(outage, kill))).map(|k| k.fault)
+    let hit = |kill: &Done| kill.ports.as_ref().is_none_or(|ports| ports.contains(&port));
+    let mut kills = faults.iter().filter(|done| done.cost == Cost::Kill);
+    kills
+        .find(|kill| (covers(kill) && hit(kill)) || outages().any(|outage| covers(outage) && meets(outage, kill)))
+        .map(|kill| kill.fault)
 }
 
 #[cfg(test)]

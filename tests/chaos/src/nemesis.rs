@@ -17,8 +17,9 @@ use crate::system::{BATCH, Pod, System};
 /// Size of EVENTS while it is to be full: some hundred events.
 const FULL_BYTES: u64 = 64 * 1024;
 
-/// What a fault hits: what was in flight, and the ports of the one deliverer, if it is one.
+/// When a fault begins, and what it hits: what is in flight, and the ports of the one deliverer, if it is one.
 struct Hit {
+    at: Duration,
     in_flight: u64,
     ports: Option<HashSet<u16>>,
 }
@@ -53,14 +54,13 @@ impl Nemesis {
             if self.start.elapsed() >= self.until {
                 return Ok(());
             }
-            let from = self.start.elapsed();
-            println!("{:>6.1} {fault}", from.as_secs_f64());
+            println!("{:>6.1} {fault}", self.start.elapsed().as_secs_f64());
             let mut hit = self.all_deliverers().await;
             let done = self.inflict(fault, &mut dice, &mut hit).await;
             let to = self.start.elapsed();
             // Also one that went wrong has hurt the system.
+            let Hit { at: from, in_flight, ports } = hit;
             let cost = fault.cost(to.saturating_sub(from));
-            let Hit { in_flight, ports } = hit;
             let one = Done { fault, from, to, cost, in_flight, ports };
             self.done.lock().expect("nothing panics while it holds this lock").push(one);
             done?;
@@ -70,14 +70,15 @@ impl Nemesis {
     /// Every deliverer is hit, with all that is in flight.
     async fn all_deliverers(&self) -> Hit {
         let mut unrecorded = 0;
-        for pod in &self.system.of_role(Role::Deliverer).await {
+        for pod in &self.system.pods {
             unrecorded += match pod.try_lock() {
-                Ok(pod) => pod.unrecorded().await,
-                // The other lane has it.
+                Ok(pod) if pod.role == Role::Deliverer => pod.unrecorded().await,
+                Ok(_) => 0,
+                // The other lane has it, whatever it is.
                 Err(_) => BATCH,
             };
         }
-        Hit { in_flight: self.receivers.in_flight(None) + unrecorded, ports: None }
+        Hit { at: self.start.elapsed(), in_flight: self.receivers.in_flight(None) + unrecorded, ports: None }
     }
 
     /// A process stands still; a deliverer is hit alone, with what it has in flight now.
@@ -86,9 +87,10 @@ impl Nemesis {
             return pod.signal("STOP");
         }
         let unrecorded = pod.unrecorded().await;
+        let at = self.start.elapsed();
         pod.signal("STOP")?;
         let ports = pod.ports()?;
-        *hit = Hit { in_flight: self.receivers.in_flight(Some(&ports)) + unrecorded, ports: Some(ports) };
+        *hit = Hit { at, in_flight: self.receivers.in_flight(Some(&ports)) + unrecorded, ports: Some(ports) };
         Ok(())
     }
 
