@@ -91,8 +91,21 @@ pub enum Fault {
     CreateEndpoint,
 }
 
-/// Those from here on are things that people do.
-const OPERATORS: usize = 14;
+impl Fault {
+    /// Something that people do.
+    fn is_done_by_operators(self) -> bool {
+        matches!(
+            self,
+            Self::Replay | Self::Resend | Self::Discard | Self::Deactivate | Self::Pause | Self::CreateEndpoint
+        )
+    }
+
+    /// Ends so much at once that it hides what one safety is for.
+    fn sweeps(self) -> bool {
+        matches!(self, Self::KillAll | Self::PostgresAway | Self::NatsAway | Self::EventsFull | Self::Restore)
+    }
+}
+
 const FAULTS: [Fault; 20] = [
     Fault::KillDispatcher,
     Fault::StallDispatcher,
@@ -174,18 +187,19 @@ impl Setup {
             1..=4 => dice.range(1, 2),
             _ => dice.range(3, 8),
         };
+        let drawn: Vec<Fault> = FAULTS.into_iter().filter(|f| mutation.is_none() || !f.sweeps()).collect();
         for _ in 0..kinds {
             let p = 0.02 + 0.2 * dice.unit();
-            match dice.index(FAULTS.len() + 7) {
-                n if n < FAULTS.len() => {
-                    for _ in 0..dice.range(1, if n >= OPERATORS { 6 } else { 3 }) {
+            match dice.index(drawn.len() + 7) {
+                n if n < drawn.len() => {
+                    for _ in 0..dice.range(1, if drawn[n].is_done_by_operators() { 6 } else { 3 }) {
                         let at = dice.range(200, super::world::FAULTS_UNTIL_MS - 1000);
                         // Half of them while most events are on their way.
                         let at = if dice.chance(0.5) { at } else { at % 25_000 + 200 };
-                        faults.push((at, FAULTS[n]));
+                        faults.push((at, drawn[n]));
                     }
                 }
-                n => match n - FAULTS.len() {
+                n => match n - drawn.len() {
                     0 => chances.events_ack_lost = p,
                     1 => chances.jobs_ack_lost = p,
                     2 => chances.commit_unknown = p,
