@@ -19,7 +19,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use it::process::Process;
+use it::api::PATIENCE;
+use it::process::{Process, metric};
 use it::{Api, Reply, World};
 use serde_json::{Value, json};
 
@@ -102,6 +103,13 @@ impl Stage {
         let mut launched = self.launch(role, variables)?;
         launched.process.wait_ready(&launched.health).await?;
         Ok(launched.process)
+    }
+
+    /// A deliverer that sends one request at a time to each endpoint, and where its figures are.
+    async fn run_one_at_a_time(&self) -> anyhow::Result<(Process, String)> {
+        let mut launched = self.launch("deliverer", &[("RELAY_ENDPOINT_IN_FLIGHT_MAX", "1")])?;
+        launched.process.wait_ready(&launched.health).await?;
+        Ok((launched.process, format!("http://{}/metrics", launched.address)))
     }
 
     /// A service that something happens to at a point; it may be there before it is ready.
@@ -253,6 +261,16 @@ impl Stage {
 async fn dies(mut process: Process) -> anyhow::Result<()> {
     let status = process.wait_end().await?;
     anyhow::ensure!(process.output().contains(STOPPED), "it ended with {status}:\n{}", process.output());
+    Ok(())
+}
+
+/// Waits until a deliverer holds so many jobs.
+async fn holds(figures: &str, jobs: u64) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while metric(figures, "relay_deliverer_working").await.is_none_or(|n| n < jobs) {
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "it never holds {jobs} jobs");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use it::Reply;
 use serde_json::json;
 
-use super::{STOPPED, Stage, Verdict, dies, ends};
+use super::{STOPPED, Stage, Verdict, dies, ends, holds};
 
 /// Rows 14, 17, 25, 21e and 29. A deliverer dies before it looks at a job; between a record and the acknowledgement of
 /// its job, for a 2xx, for a refusal, and for a job that it gave back because its endpoint was paused.
@@ -73,11 +73,12 @@ pub async fn a_stopped_deliverer(broken: Option<&'static str>) -> anyhow::Result
     let mut s = Stage::start(broken).await?;
     s.hook("20", [Reply::status(200).after(Duration::from_secs(3))]).await?;
     let _dispatcher = s.run("dispatcher").await?;
-    let first = s.run_with("deliverer", &[("RELAY_ENDPOINT_IN_FLIGHT_MAX", "1")]).await?;
+    let (first, figures) = s.run_one_at_a_time().await?;
     for in_flight in [1, 0, 0, 0] {
         s.event("20", in_flight).await?;
     }
-    s.w.sink.wait("/20", 1).await?;
+    holds(&figures, 4).await?;
+    assert_eq!(s.w.sink.received("/20").len(), 1);
     first.signal("STOP")?;
     let _second = s.run("deliverer").await?;
     // The one in flight may come again or not; of the other three some are under way then.
@@ -101,11 +102,11 @@ async fn a_deliverer_is_cut_off_from_nats() -> anyhow::Result<()> {
     let _dispatcher = s.run("dispatcher").await?;
     let direct = s.w.link("NATS_URL")?;
     let proxy = s.w.proxy("NATS_URL").await?;
-    let first = s.run_with("deliverer", &[("RELAY_ENDPOINT_IN_FLIGHT_MAX", "1")]).await?;
+    let (first, figures) = s.run_one_at_a_time().await?;
     for in_flight in [1, 0, 0, 0, 0, 0] {
         s.event("21f", in_flight).await?;
     }
-    s.w.sink.wait("/21f", 1).await?;
+    holds(&figures, 6).await?;
     proxy.black_hole();
     let _second = s.run_with("deliverer", &[("NATS_URL", &direct)]).await?;
     first.wait_said("pull failed").await?;
