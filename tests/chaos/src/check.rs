@@ -193,10 +193,11 @@ fn explanation(faults: &[Done], came: Duration, answered: Duration, port: u16) -
     let meets = |outage: &Done, kill: &Done| kill.from <= outage.to + AFTER && kill.to + BEFORE >= outage.from;
     let outages = || faults.iter().filter(|done| done.cost == Cost::Outage);
     let hit = |kill: &Done| kill.ports.as_ref().is_none_or(|ports| ports.contains(&port));
-    let mut kills = faults.iter().filter(|done| done.cost == Cost::Kill);
-    kills
-        .find(|kill| (covers(kill) && hit(kill)) || outages().any(|outage| covers(outage) && meets(outage, kill)))
-        .map(|kill| kill.fault)
+    let waited_for = |kill: &Done| outages().any(|outage| covers(outage) && meets(outage, kill));
+    let kills = || faults.iter().filter(|done| done.cost == Cost::Kill);
+    let found = kills().find(|kill| covers(kill) && hit(kill));
+    let found = found.or_else(|| kills().find(|kill| waited_for(kill) && hit(kill)));
+    found.or_else(|| kills().find(|kill| waited_for(kill))).map(|kill| kill.fault)
 }
 
 #[cfg(test)]
