@@ -13,7 +13,9 @@ use relay_core::delivery::{DeadReason, DeliveryResult, Evidence, HandBack, Outco
 use relay_core::ids::{AttemptId, EventId, uuid_v7};
 use relay_core::job::Job;
 use relay_core::lanes::Completion;
+use relay_core::mutation::{self, Safety};
 use relay_core::protocol::{Sighting, is_stale, is_suspect};
+use relay_runtime::failpoint::{self, Point};
 use relay_runtime::random;
 use relay_store::{TakeKey, Taken};
 use reqwest::header::{DATE, RETRY_AFTER};
@@ -89,9 +91,11 @@ pub async fn run(ctx: &Attempts, mut work: Work, prepared: Result<&Prepared, &Un
             None => return Ended::dropped(Settled::Unknown),
         },
     };
+    failpoint::pass(Point::DeliverNext).await;
     if let Some(how) = check(ctx, &mut work, prepared).await {
         return Ended::dropped(how);
     }
+    failpoint::pass(Point::DeliverChecked).await;
     if ctx.stopping.is_cancelled() {
         return Ended::unsent(handed_back(&work, HandBack::Shutdown));
     }
@@ -109,6 +113,7 @@ pub async fn run(ctx: &Attempts, mut work: Work, prepared: Result<&Prepared, &Un
     let Some(sent) = sent else {
         return Ended::unsent(aborted(ctx, &work, prepared, sent_at, begun.elapsed()));
     };
+    failpoint::pass(Point::DeliverAnswered).await;
     let now = ctx.links.clock.now();
     let answer = answer_of(&sent, now);
     let in_life = u32::try_from(work.job.attempt_number() - work.job.base).unwrap_or(1).max(1);
@@ -137,7 +142,7 @@ async fn check(ctx: &Attempts, work: &mut Work, prepared: &Prepared) -> Option<S
         marked: work.marked,
         since_disruption: Some(ctx.disruptions.since(Instant::now())),
     };
-    if !is_suspect(&sighting) {
+    if !is_suspect(&sighting) || mutation::is_broken(Safety::SuspectCheck) {
         return None;
     }
     for _ in 0..CHECKS_MAX {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use relay_bus::Bus;
 use relay_core::delivery::Outcome;
 use relay_core::ids::{DeadLetterId, EventId};
+use relay_runtime::failpoint::{self, Point};
 use relay_store::{CircuitEventRow, Recorded, RecordedBatch, Store, StoreError, TakeKey, Taken};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -139,6 +140,9 @@ impl Writer {
                 return Err(error);
             }
         };
+        if failpoint::fails(Point::RecordCommitted).await {
+            return Err(StoreError::Timeout);
+        }
         for tenant in &recorded.deactivated {
             self.links.directory.hint(tenant.clone());
         }

@@ -20,6 +20,7 @@ use relay_core::job::{self, Job};
 use relay_core::mutation::{self, Safety};
 use relay_core::protocol::{self, FoldedEvent, PlannedEvent};
 use relay_core::subject::{HINT_DUE, Lane};
+use relay_runtime::failpoint::{self, Point};
 use relay_store::{DispatchOutcome, Dispatched, RawLetter, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +99,7 @@ impl Batcher {
                 }
             }
         };
+        failpoint::pass(Point::DispatchPublished).await;
         for ack in acks {
             if stored {
                 ack.ack().await;
@@ -144,6 +146,7 @@ impl Batcher {
         let mut refused = BTreeSet::new();
         for part in protocol::split(planned) {
             self.meters.batch(part.len());
+            failpoint::pass(Point::DispatchMatched).await;
             let done = self.links.store.dispatch(&part).await?;
             let stale = self.follow_up(part, done).await?;
             refused.extend(stale.iter().map(|e| e.event.tenant.clone()));
@@ -208,6 +211,9 @@ impl Batcher {
         }
         for (tenant, reason) in dead {
             self.links.bus.publish_letter_hint(Some(&tenant), reason.as_str(), Bytes::new());
+        }
+        if !jobs.is_empty() && failpoint::fails(Point::DispatchCommitted).await {
+            return Err(StoreError::Timeout);
         }
         self.meters.jobs(jobs::publish(&self.links.bus, Lane::Fresh, jobs).await);
         if held {

@@ -58,6 +58,22 @@ pub struct Unusable {
 }
 
 impl Unusable {
+    /// An event that nothing is wrong with, taken for poison because it was delivered so often: what a process does
+    /// that breaks [`relay_core::mutation::Safety::DeliveryCount`] on purpose.
+    pub(crate) fn given_up(event: &Event, delivered: u64) -> Self {
+        Self {
+            id: DeadLetterId::of_delivery(event.id, EndpointId(uuid::Uuid::nil())),
+            event: event.id,
+            tenant: Some(event.tenant.clone()),
+            event_type: Some(event.event_type.as_str().to_owned()),
+            reason: DeadReason::Malformed,
+            error: format!("delivered {delivered} times"),
+            subject: subject::event(&event.tenant, &event.event_type),
+            payload: event.payload.clone(),
+            at: event.accepted_at,
+        }
+    }
+
     /// The letter, as the ledger takes it.
     pub fn letter(&self) -> RawLetter {
         RawLetter {

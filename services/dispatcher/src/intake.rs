@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use relay_bus::{AckHandle, EventMessage, EventSource};
 use relay_core::event::Event;
+use relay_core::mutation::{self, Safety};
 use relay_core::protocol::{DISPATCH_BYTES_MAX, DISPATCH_EVENTS_MAX};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::batch::{Batch, Batcher};
-use crate::decode::{self, Decoded, Message};
+use crate::decode::{self, Decoded, Message, Unusable};
 use crate::meters::Meters;
 use crate::room::Room;
 use crate::{Config, Links};
@@ -60,8 +61,13 @@ impl Gathered {
     }
 
     async fn add(&mut self, message: EventMessage, payload_max: usize) {
+        let delivered = message.delivered;
         let (message, ack) = split(message);
         match decode::decode(&message, payload_max) {
+            Decoded::Events(events) if delivered > 1 && mutation::is_broken(Safety::DeliveryCount) => {
+                self.batch.letters.extend(events.iter().map(|e| Unusable::given_up(e, delivered)));
+                self.batch.acks.push(ack);
+            }
             Decoded::Events(events) => {
                 self.bytes += events.iter().map(|e: &Event| e.payload.len()).sum::<usize>();
                 self.batch.events.extend(events);

@@ -11,6 +11,7 @@ use relay_bus::Bus;
 use relay_circuit::Decision;
 use relay_core::protocol::{Budgets, may_claim_lapsed};
 use relay_core::subject::{HINT_DUE, Lane};
+use relay_runtime::failpoint::{self, Point};
 use relay_store::{ClaimBudget, DueEndpoint, Leader, StoreError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -115,6 +116,9 @@ impl Scheduler {
     /// than one statement takes.
     async fn claim(&mut self, budgets: &[ClaimBudget], lapsed: bool, pass: &mut Pass) -> Result<usize, StoreError> {
         let claimed = self.links.store.claim(budgets, lapsed, CLAIM_ROWS_MAX).await?;
+        if !claimed.is_empty() {
+            failpoint::pass(Point::ScheduleClaimed).await;
+        }
         let full = i32::try_from(claimed.len()).is_ok_and(|n| n >= CLAIM_ROWS_MAX);
         // The jobs come in the order of the budgets; the last endpoint may have more than there was room for.
         let last = claimed.last().and_then(|(_, job)| budgets.iter().position(|b| b.endpoint == job.endpoint));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use relay_bus::{Bus, PublishError};
 use relay_core::address::AddressPolicy;
 use relay_links::Links;
+use relay_runtime::failpoint::{self, Point};
 use relay_store::Directory;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -116,14 +117,16 @@ impl Ingest {
 }
 
 async fn publish(bus: Bus, bundle: Bytes) -> Result<(), PublishFailure> {
-    bus.publish_events(SHARD, bundle).await.map_err(|error| {
+    failpoint::pass(Point::IngestPublish).await;
+    let published = bus.publish_events(SHARD, bundle).await.map_err(|error| {
         tracing::warn!(%error, "a bundle of events was not acknowledged");
         match error {
             PublishError::Full(_) => PublishFailure::Full,
             PublishError::Refused(_) => PublishFailure::Refused,
             PublishError::Unavailable(_) | PublishError::Unknown(_) => PublishFailure::Uncertain,
         }
-    })
+    });
+    if failpoint::fails(Point::IngestPublished).await { Err(PublishFailure::Uncertain) } else { published }
 }
 
 /// Keeps a copy of the directory on disk, for a start while Postgres is away.

@@ -70,7 +70,7 @@ impl Topology {
                 // would drop one tenant's accepted event because another used the same message id.
                 json!({
                     "max_msg_size": MESSAGE_BYTES_MAX,
-                    "duplicate_window": 0,
+                    "duplicate_window": if mutation::is_broken(Safety::EqualIdsStored) { nanos(JOBS_DUPLICATE_WINDOW) } else { 0 },
                     "sources": [{ "name": EVENTS_IMPORT_STREAM }],
                 }),
             ),

@@ -16,11 +16,31 @@ pub enum Safety {
     Lease,
     /// A full EVENTS refuses and never drops.
     RefuseWhenFull,
+    /// EVENTS stores what has the id of another message: ids are the tenants' keys.
+    EqualIdsStored,
+    /// How often a message was delivered is no evidence against it.
+    DeliveryCount,
+    /// A job that may have a copy elsewhere is checked before it is sent.
+    SuspectCheck,
+    /// A check takes the row, so that other copies find it moved on.
+    CheckTakes,
+    /// A result changes its row only while claim and attempts are its own.
+    ResultGuards,
 }
 
 impl Safety {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::EventsAckedLate, Self::JobsAckedLate, Self::Lease, Self::RefuseWhenFull];
+    pub const ALL: [Self; 9] = [
+        Self::EventsAckedLate,
+        Self::JobsAckedLate,
+        Self::Lease,
+        Self::RefuseWhenFull,
+        Self::EqualIdsStored,
+        Self::DeliveryCount,
+        Self::SuspectCheck,
+        Self::CheckTakes,
+        Self::ResultGuards,
+    ];
 }
 
 impl fmt::Display for Safety {
@@ -30,6 +50,11 @@ impl fmt::Display for Safety {
             Self::JobsAckedLate => "jobs-acked-late",
             Self::Lease => "lease",
             Self::RefuseWhenFull => "refuse-when-full",
+            Self::EqualIdsStored => "equal-ids-stored",
+            Self::DeliveryCount => "delivery-count",
+            Self::SuspectCheck => "suspect-check",
+            Self::CheckTakes => "check-takes",
+            Self::ResultGuards => "result-guards",
         })
     }
 }

@@ -7,6 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use relay_core::mutation::{self, Safety};
 pub use secrecy::{ExposeSecret, SecretString};
 
+#[cfg(debug_assertions)]
+use crate::failpoint::{self, Traps};
 use crate::telemetry::{self, LogFormat, TelemetryError};
 
 /// Why a setting can't be used.
@@ -136,6 +138,10 @@ pub struct LogFlags {
     #[cfg(debug_assertions)]
     #[arg(long, env = "RELAY_BREAK", hide = true, value_name = "SAFETY")]
     pub break_safety: Option<Safety>,
+    /// Stops the process at a point of its work, for tests of what comes after a crash there
+    #[cfg(debug_assertions)]
+    #[arg(long, env = "RELAY_STOP_AT", hide = true, value_name = "POINT")]
+    pub stop_at: Option<Traps>,
 }
 
 impl LogFlags {
@@ -147,6 +153,10 @@ impl LogFlags {
             && mutation::break_on_purpose(safety)
         {
             tracing::error!(%safety, "this process breaks a safety on purpose: it loses or repeats events");
+        }
+        #[cfg(debug_assertions)]
+        if let Some(traps) = &self.stop_at {
+            failpoint::arm(traps.clone());
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod allocator;
 pub mod auth;
 pub mod clock;
 pub mod extract;
+pub mod failpoint;
 pub mod flags;
 pub mod health;
 pub mod http;

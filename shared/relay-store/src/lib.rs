@@ -47,6 +47,8 @@ pub mod series;
 mod snapshot;
 mod state_file;
 pub mod stats;
+#[cfg(debug_assertions)]
+mod unguarded;
 mod window;
 
 #[cfg(test)]

@@ -289,6 +289,10 @@ impl Store {
         if !transitions.is_empty() {
             self.record_transitions(pod, transitions).await?;
         }
+        #[cfg(debug_assertions)]
+        let unguarded = self.unguarded(batch).await?;
+        #[cfg(debug_assertions)]
+        let batch = unguarded.as_deref().unwrap_or(batch);
         // In the order of their keys: statements that meet wait for each other in one direction only.
         let mut order: Vec<usize> = (0..batch.len()).collect();
         order.sort_unstable_by_key(|n| (batch[*n].decisive.event, batch[*n].decisive.endpoint));

@@ -1,16 +1,14 @@
 //! The judge: what was accepted, what arrived and what the interface says, compared. Pure; the words *lost*, *duplicate*
 //! and *allowed* are those of docs/chaos.md.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::faults::{Cost, DELIVERERS, Done, Fault};
+use crate::faults::{Cost, Done, Fault};
 use crate::ledger::Accepted;
 use crate::plan::{self, Hook};
 use crate::receivers::Receipt;
 
-/// A batch of results that a deliverer had not recorded, beyond what receivers can see.
-const BATCH: u64 = 64;
 /// What was answered so long before a fault may have been unrecorded.
 const BEFORE: Duration = Duration::from_secs(1);
 /// A kill is carried out within so long.
@@ -51,14 +49,27 @@ pub struct Verdict {
     pub lost: Vec<String>,
     /// Receipts answered 2xx beyond the first of their event and endpoint.
     pub duplicates: u64,
-    /// Most that the faults allow.
+    /// Most that the faults allow: the sum of what was in flight at each that counts as a kill.
     pub allowed: u64,
-    /// Duplicates whose first receipt was in flight at no fault that allows them.
+    /// The same by kind of fault.
+    pub tolls: BTreeMap<String, Toll>,
+    /// Duplicates of which neither request was in flight at a fault that allows them.
     pub unexplained: Vec<String>,
     /// Receipts that nobody can have sent, unsigned ones, second ids of one event.
     pub unexpected: Vec<String>,
     /// Where the interface says something else.
     pub mismatches: Vec<String>,
+}
+
+/// What the faults of a kind did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Toll {
+    /// Their number.
+    pub faults: u64,
+    /// Most duplicates that they allow.
+    pub allowed: u64,
+    /// Duplicates that were in flight at one of them.
+    pub duplicates: u64,
 }
 
 impl Verdict {
@@ -74,7 +85,14 @@ impl Verdict {
 
 /// Compares.
 pub fn judge(evidence: &Evidence) -> Verdict {
-    let mut verdict = Verdict { allowed: allowed(&evidence.faults), ..Verdict::default() };
+    let mut verdict = Verdict::default();
+    for done in &evidence.faults {
+        let allowed = if done.cost == Cost::Kill { done.in_flight } else { 0 };
+        let toll = verdict.tolls.entry(done.fault.to_string()).or_default();
+        toll.faults += 1;
+        toll.allowed += allowed;
+        verdict.allowed += allowed;
+    }
     let mut of_pair: HashMap<(u64, Hook), Vec<&Receipt>> = HashMap::new();
     let mut ids: HashMap<u64, BTreeSet<&str>> = HashMap::new();
     for receipt in &evidence.receipts {
@@ -148,44 +166,38 @@ fn owed(
 }
 
 fn duplicates(verdict: &mut Verdict, evidence: &Evidence, number: u64, hook: Hook, receipts: &[&Receipt]) {
-    let mut taken: Vec<(Duration, Duration)> = receipts.iter().filter_map(|r| Some((r.came, r.taken()?))).collect();
-    taken.sort_by_key(|(_, answered)| *answered);
+    let mut taken: Vec<(Duration, &Receipt)> = receipts.iter().filter_map(|r| Some((r.taken()?, *r))).collect();
+    taken.sort_by_key(|(answered, _)| *answered);
     for pair in taken.windows(2) {
         verdict.duplicates += 1;
-        if !is_explained(&evidence.faults, pair[0].0, pair[0].1) {
-            let times: Vec<u128> = taken.iter().map(|(_, at)| at.as_millis()).collect();
-            verdict.unexplained.push(format!("event {number} at {}: taken at {times:?} ms", hook.name()));
+        // A stopped pod's request may be the one that is answered last.
+        match pair.iter().find_map(|(answered, r)| explanation(&evidence.faults, r.came, *answered, r.port)) {
+            Some(fault) => verdict.tolls.entry(fault.to_string()).or_default().duplicates += 1,
+            None => {
+                let times: Vec<u128> = taken.iter().map(|(at, _)| at.as_millis()).collect();
+                verdict.unexplained.push(format!("event {number} at {}: taken at {times:?} ms", hook.name()));
+            }
         }
     }
 }
 
-/// The sum over the faults that count as kills: what was in flight, and a batch for each deliverer that they hit.
-fn allowed(faults: &[Done]) -> u64 {
-    let of = |done: &Done| match done.cost {
-        Cost::Kill(pods) => done.in_flight + BATCH * pods.min(DELIVERERS),
-        Cost::Nothing | Cost::Outage => 0,
-    };
-    faults.iter().map(of).sum()
-}
-
-/// Was a request that came and was answered then in flight at a kill, or waiting for its record in an outage with one?
-fn is_explained(faults: &[Done], came: Duration, answered: Duration) -> bool {
+/// The kill at which a request that came and was answered then was in flight, at the deliverer that sent it; or for which
+/// it may have waited unrecorded, in an outage that the kill met (its connection may be gone by then).
+fn explanation(faults: &[Done], came: Duration, answered: Duration, port: u16) -> Option<Fault> {
     let covers = |done: &Done| {
         // A killed process sends nothing more; servers and stopped processes have their effects until they are back.
         let end =
             if matches!(done.fault, Fault::Kill(_) | Fault::KillAll) { done.from + KILLING } else { done.to + AFTER };
         answered + BEFORE >= done.from && came <= end
     };
-    let kills: HashSet<usize> =
-        faults.iter().enumerate().filter(|(_, f)| matches!(f.cost, Cost::Kill(_))).map(|(i, _)| i).collect();
-    let meets = |outage: &Done| {
-        kills.iter().any(|i| faults[*i].from <= outage.to + AFTER && faults[*i].to + BEFORE >= outage.from)
-    };
-    faults.iter().any(|done| match done.cost {
-        Cost::Kill(_) => covers(done),
-        Cost::Outage => covers(done) && meets(done),
-        Cost::Nothing => false,
-    })
+    let meets = |outage: &Done, kill: &Done| kill.from <= outage.to + AFTER && kill.to + BEFORE >= outage.from;
+    let outages = || faults.iter().filter(|done| done.cost == Cost::Outage);
+    let hit = |kill: &Done| kill.ports.as_ref().is_none_or(|ports| ports.contains(&port));
+    let waited_for = |kill: &Done| outages().any(|outage| covers(outage) && meets(outage, kill));
+    let kills = || faults.iter().filter(|done| done.cost == Cost::Kill);
+    let found = kills().find(|kill| covers(kill) && hit(kill));
+    let found = found.or_else(|| kills().find(|kill| waited_for(kill) && hit(kill)));
+    found.or_else(|| kills().find(|kill| waited_for(kill))).map(|kill| kill.fault)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The faults there are: their names, and what each may cost by the words of the ledger.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -75,12 +76,9 @@ pub enum Cost {
     Nothing,
     /// No duplicate of its own, but results wait unrecorded meanwhile: a kill then costs them all.
     Outage,
-    /// What is in flight in so many deliverers.
-    Kill(u64),
+    /// What is in flight in the deliverers that it hits.
+    Kill,
 }
-
-/// Deliverers of a run.
-pub const DELIVERERS: u64 = 3;
 
 impl Fault {
     /// All of them.
@@ -124,11 +122,11 @@ impl Fault {
     pub fn cost(self, lasted: Duration) -> Cost {
         let long = lasted >= Duration::from_secs(5);
         match self {
-            Self::Kill(Role::Deliverer) => Cost::Kill(1),
-            Self::Stop(Role::Deliverer) if long => Cost::Kill(1),
-            Self::KillAll | Self::CrashAll | Self::Immediate | Self::DeleteJobs => Cost::Kill(DELIVERERS),
-            Self::Crash(ServerKind::Nats | ServerKind::Postgres) => Cost::Kill(DELIVERERS),
-            Self::Hole(ServerKind::Nats | ServerKind::Postgres) if long => Cost::Kill(DELIVERERS),
+            Self::Kill(Role::Deliverer) => Cost::Kill,
+            Self::Stop(Role::Deliverer) if long => Cost::Kill,
+            Self::KillAll | Self::CrashAll | Self::Immediate | Self::DeleteJobs => Cost::Kill,
+            Self::Crash(ServerKind::Nats | ServerKind::Postgres) => Cost::Kill,
+            Self::Hole(ServerKind::Nats | ServerKind::Postgres) if long => Cost::Kill,
             Self::Terminate
             | Self::Away(ServerKind::Nats | ServerKind::Postgres)
             | Self::Slow(ServerKind::Nats | ServerKind::Postgres)
@@ -182,8 +180,11 @@ pub struct Done {
     pub to: Duration,
     /// What the words allow it.
     pub cost: Cost,
-    /// Requests that were in flight when it began, at all deliverers.
+    /// Requests that were in flight at the deliverers that it hit, when it began, and results that they had not
+    /// recorded.
     pub in_flight: u64,
+    /// The ports from which the one deliverer sent that it hit; `None` = it hit all.
+    pub ports: Option<HashSet<u16>>,
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
     let sent = next.load(Ordering::Relaxed);
     let evidence = Evidence { accepted, sent, receipts, statuses, faults };
     let verdict = check::judge(&evidence);
-    report::print(&verdict, &evidence.faults, &quiesced, &counts);
+    report::print(&verdict, &quiesced, &counts);
     let unsound = system.fsck().await?;
     println!("  {:<34} {:>12}", "fsck", if unsound.is_some() { "violations" } else { "sound" });
     if let Some(said) = &unsound {

@@ -1,6 +1,7 @@
 //! The one who hurts the system: two lanes side by side, one at processes of ours, one at servers and networks, each with
 //! faults and pauses drawn from the seed.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,17 @@ use tokio::time::sleep;
 use crate::dice::Dice;
 use crate::faults::{Done, Fault, Role};
 use crate::receivers::Receivers;
-use crate::system::System;
+use crate::system::{BATCH, Pod, System};
 
 /// Size of EVENTS while it is to be full: some hundred events.
 const FULL_BYTES: u64 = 64 * 1024;
+
+/// When a fault begins, and what it hits: what is in flight, and the ports of the one deliverer, if it is one.
+struct Hit {
+    at: Duration,
+    in_flight: u64,
+    ports: Option<HashSet<u16>>,
+}
 
 /// The faults of a run, done and to be done.
 pub struct Nemesis {
@@ -46,30 +54,54 @@ impl Nemesis {
             if self.start.elapsed() >= self.until {
                 return Ok(());
             }
-            let (from, in_flight) = (self.start.elapsed(), self.receivers.in_flight());
-            println!("{:>6.1} {fault}", from.as_secs_f64());
-            let done = self.inflict(fault, &mut dice).await;
+            println!("{:>6.1} {fault}", self.start.elapsed().as_secs_f64());
+            let mut hit = self.all_deliverers().await;
+            let done = self.inflict(fault, &mut dice, &mut hit).await;
             let to = self.start.elapsed();
             // Also one that went wrong has hurt the system.
+            let Hit { at: from, in_flight, ports } = hit;
             let cost = fault.cost(to.saturating_sub(from));
-            self.done.lock().expect("nothing panics while it holds this lock").push(Done {
-                fault,
-                from,
-                to,
-                cost,
-                in_flight,
-            });
+            let one = Done { fault, from, to, cost, in_flight, ports };
+            self.done.lock().expect("nothing panics while it holds this lock").push(one);
             done?;
         }
     }
 
-    async fn inflict(&self, fault: Fault, dice: &mut Dice) -> anyhow::Result<()> {
+    /// Every deliverer is hit, with all that is in flight.
+    async fn all_deliverers(&self) -> Hit {
+        let mut unrecorded = 0;
+        for pod in &self.system.pods {
+            unrecorded += match pod.try_lock() {
+                Ok(pod) if pod.role == Role::Deliverer => pod.unrecorded().await,
+                Ok(_) => 0,
+                // The other lane has it, whatever it is.
+                Err(_) => BATCH,
+            };
+        }
+        Hit { at: self.start.elapsed(), in_flight: self.receivers.in_flight(None) + unrecorded, ports: None }
+    }
+
+    /// A process stands still; a deliverer is hit alone, with what it has in flight now.
+    async fn stop(&self, pod: &Pod, hit: &mut Hit) -> anyhow::Result<()> {
+        if pod.role != Role::Deliverer {
+            return pod.signal("STOP");
+        }
+        let unrecorded = pod.unrecorded().await;
+        let at = self.start.elapsed();
+        pod.signal("STOP")?;
+        let ports = pod.ports()?;
+        *hit = Hit { at, in_flight: self.receivers.in_flight(Some(&ports)) + unrecorded, ports: Some(ports) };
+        Ok(())
+    }
+
+    async fn inflict(&self, fault: Fault, dice: &mut Dice, hit: &mut Hit) -> anyhow::Result<()> {
         let system = &self.system;
         match fault {
             Fault::Kill(role) => {
                 let pods = system.of_role(role).await;
                 let Some(pod) = dice.pick(&pods) else { return Ok(()) };
                 let mut pod = pod.lock().await;
+                self.stop(&pod, hit).await?;
                 pod.kill()?;
                 sleep(Duration::from_millis(dice.between(0, 2_000))).await;
                 system.launch(&mut pod)
@@ -88,7 +120,7 @@ impl Nemesis {
                 let pods = system.of_role(role).await;
                 let Some(pod) = dice.pick(&pods) else { return Ok(()) };
                 let pod = pod.lock().await;
-                pod.signal("STOP")?;
+                self.stop(&pod, hit).await?;
                 sleep(Duration::from_millis(dice.between(5_000, 20_000))).await;
                 pod.signal("CONT")
             }

@@ -1,14 +1,14 @@
 //! The endpoints: one listener, a path for each. They verify the signature, write every request down, and answer by plan.
 //! A request whose client goes away before the answer is written down without one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -33,6 +33,8 @@ pub struct Receipt {
     pub id: String,
     /// Whether it was signed with the endpoint's secret.
     pub signed: bool,
+    /// The port that it was sent from, which tells the deliverers apart.
+    pub port: u16,
 }
 
 impl Receipt {
@@ -47,14 +49,15 @@ struct Shared {
     receipts: Mutex<Vec<Receipt>>,
     seen: Mutex<HashMap<(u64, Hook), u32>>,
     secrets: Mutex<HashMap<Hook, String>>,
-    open: AtomicU64,
+    /// Requests without an answer yet, by the port that they were sent from.
+    open: Mutex<HashMap<u16, u64>>,
     file: Mutex<std::fs::File>,
 }
 
 /// The running receivers.
 #[derive(Clone)]
 pub struct Receivers {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     shared: Arc<Shared>,
 }
 
@@ -68,10 +71,11 @@ impl Receivers {
             receipts: Mutex::default(),
             seen: Mutex::default(),
             secrets: Mutex::default(),
-            open: AtomicU64::new(0),
+            open: Mutex::default(),
             file: Mutex::new(file),
         });
         let app = Router::new().fallback(receive).with_state(Arc::clone(&shared));
+        let app = app.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, app).await });
         Ok(Self { address, shared })
     }
@@ -91,13 +95,17 @@ impl Receivers {
         lock(&self.shared.receipts).clone()
     }
 
-    /// Requests in flight as the words of the ledger have it: open now, or answered in the second before.
-    pub fn in_flight(&self) -> u64 {
+    /// Requests in flight as the words of the ledger have it: open now, or answered in the second before; of these
+    /// ports, or of all.
+    pub fn in_flight(&self, ports: Option<&HashSet<u16>>) -> u64 {
+        let counts = |port: u16| ports.is_none_or(|ports| ports.contains(&port));
         let since = self.shared.start.elapsed().saturating_sub(Duration::from_secs(1));
         let receipts = lock(&self.shared.receipts);
         // They are in the order of their answers.
-        let answered = receipts.iter().rev().take_while(|r| r.answered.unwrap_or(r.came) >= since).count();
-        self.shared.open.load(Ordering::Relaxed) + answered as u64
+        let lately = receipts.iter().rev().take_while(|r| r.answered.unwrap_or(r.came) >= since);
+        let answered = lately.filter(|r| counts(r.port)).count();
+        let open: u64 = lock(&self.shared.open).iter().filter(|(port, _)| counts(**port)).map(|(_, n)| n).sum();
+        open + answered as u64
     }
 }
 
@@ -113,8 +121,10 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::Relaxed);
         let r = &self.receipt;
+        if let Some(open) = lock(&self.shared.open).get_mut(&r.port) {
+            *open -= 1;
+        }
         let line = format!(
             "{} {} {} {} {} {} {}\n",
             r.came.as_millis(),
@@ -132,7 +142,13 @@ impl Drop for Open {
     }
 }
 
-async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn receive(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
     let came = shared.start.elapsed();
     let hook = Hook::named(uri.path().trim_start_matches('/'));
     let number = serde_json::from_slice::<serde_json::Value>(&body).ok().and_then(|v| v["number"].as_u64());
@@ -140,8 +156,9 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap
     let signed = hook
         .and_then(|hook| lock(&shared.secrets).get(&hook).cloned())
         .is_some_and(|secret| verify(&secret, &text("x-webhook-signature"), &body));
-    shared.open.fetch_add(1, Ordering::Relaxed);
-    let receipt = Receipt { came, answered: None, status: 0, hook, number, id: text("webhook-id"), signed };
+    let port = from.port();
+    *lock(&shared.open).entry(port).or_default() += 1;
+    let receipt = Receipt { came, answered: None, status: 0, hook, number, id: text("webhook-id"), signed, port };
     let mut open = Open { shared: Arc::clone(&shared), receipt };
     let (Some(hook), Some(number)) = (hook, number) else { return StatusCode::NOT_FOUND };
     let nth = {

@@ -1,24 +1,17 @@
 //! The table at the end.
 
-use std::collections::BTreeMap;
-
 use crate::check::Verdict;
-use crate::faults::Done;
 use crate::quiesce::Quiesced;
 
 /// How many examples of each wrong are shown.
 const EXAMPLES: usize = 10;
 
 /// Prints the table, and examples of what went wrong.
-pub fn print(verdict: &Verdict, faults: &[Done], quiesced: &Quiesced, counts: &[(&str, u64)]) {
-    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
-    for done in faults {
-        *kinds.entry(done.fault.to_string()).or_default() += 1;
-    }
+pub fn print(verdict: &Verdict, quiesced: &Quiesced, counts: &[(&str, u64)]) {
     let row = |name: &str, value: String| println!("  {name:<34} {value:>12}");
-    println!("\nfaults");
-    for (kind, count) in &kinds {
-        row(kind, count.to_string());
+    println!("\nfaults{:>41} {:>12} {:>12}", "times", "duplicates", "allowed");
+    for (kind, toll) in &verdict.tolls {
+        println!("  {kind:<34} {:>10} {:>12} {:>12}", toll.faults, toll.duplicates, toll.allowed);
     }
     println!("ledger");
     for (name, count) in counts {

@@ -1,6 +1,7 @@
 //! The system under test: three private servers, a proxy before each, and every role as processes of its own behind the
 //! proxies. Whoever ends by itself is started again, as any supervisor would do, and that is counted.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use it::process::{Process, ServiceFlags, binary};
+use it::process::{Process, ServiceFlags, binary, metric};
 use it::{Api, Proxy};
 use relay_servers::{Memory, NATS_ACCOUNTS, ServerKind, Servers, ServersConfig};
 use serde_json::Value;
@@ -19,6 +20,8 @@ use crate::faults::Role;
 
 /// A user of the private nats-server who may do everything in the services' account: it deletes and looks.
 const ADMIN: &str = "chaos";
+/// Results of a deliverer that says nothing of them.
+pub const BATCH: u64 = 64;
 
 /// A process of ours: how it is started, and the running one.
 pub struct Pod {
@@ -241,6 +244,26 @@ impl Pod {
         Ok(())
     }
 
+    /// Results that a deliverer has not recorded yet, by its own word; of one that says nothing, a batch.
+    pub async fn unrecorded(&self) -> u64 {
+        let said = metric(&format!("http://{}/metrics", self.health), "relay_deliverer_unrecorded").await;
+        said.unwrap_or(BATCH)
+    }
+
+    /// The local ports of its connections.
+    pub fn ports(&self) -> anyhow::Result<HashSet<u16>> {
+        let Some(process) = &self.process else { return Ok(HashSet::new()) };
+        let mut sockets = HashSet::new();
+        for file in std::fs::read_dir(format!("/proc/{}/fd", process.pid()))? {
+            // A file may be closed meanwhile.
+            if let Ok(target) = std::fs::read_link(file?.path()) {
+                sockets.extend(socket(&target.to_string_lossy()));
+            }
+        }
+        let table = std::fs::read_to_string("/proc/net/tcp")?;
+        Ok(table.lines().skip(1).filter_map(connection).filter(|(_, s)| sockets.contains(s)).map(|(p, _)| p).collect())
+    }
+
     /// Any signal.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
         self.process.as_ref().map_or(Ok(()), |process| process.signal(name))
@@ -268,6 +291,18 @@ fn migrate(database_url: &str) -> anyhow::Result<()> {
     let output = Command::new(binary("webhook-relay")?).args(["migrate", "--database-url", database_url]).output()?;
     ensure!(output.status.success(), "migrating: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
+}
+
+/// The number in `socket:[4711]`.
+fn socket(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Local port and socket number of a line of `/proc/net/tcp` (proc_pid_net(5)).
+fn connection(line: &str) -> Option<(u16, u64)> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (_, port) = words.get(1)?.split_once(':')?;
+    Some((u16::from_str_radix(port, 16).ok()?, words.get(9)?.parse().ok()?))
 }
 
 /// A URL of ours around its port.

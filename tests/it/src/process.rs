@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::api::PATIENCE;
+
 /// A built binary of the workspace: beside the test's own, or in `RELAY_BIN_DIR`.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let dir = match std::env::var_os("RELAY_BIN_DIR") {
@@ -37,6 +39,13 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// A count that a process shows at this URL; `None` when it doesn't, or doesn't answer soon.
+pub async fn metric(url: &str, name: &str) -> Option<u64> {
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(500)).build().ok()?;
+    let text = client.get(url).send().await.ok()?.text().await.ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// How a service of its own is started on free ports of loopback.
@@ -137,6 +146,32 @@ impl Process {
     /// How it ended, when it has.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn wait_end(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{} goes on:\n{}", self.name, self.output());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until it has printed these words.
+    pub async fn wait_said(&self, words: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.output().contains(words) {
+            if Instant::now() > deadline {
+                bail!("{} never says \"{words}\":\n{}", self.name, self.output());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// Sends a signal by name, such as `STOP` or `CONT`, and waits for nothing.

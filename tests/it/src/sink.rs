@@ -24,6 +24,8 @@ pub struct Received {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
+    /// The status of its answer.
+    pub answer: u16,
 }
 
 impl Received {
@@ -176,8 +178,10 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap
         let path = inner.paths.entry(uri.path().to_owned()).or_default();
         let reply = path.script.get(path.answered.min(path.script.len().saturating_sub(1))).cloned();
         path.answered += 1;
-        inner.received.push(Received { at: Instant::now(), path: uri.path().to_owned(), headers, body });
-        reply.unwrap_or_else(|| Reply::status(200))
+        let reply = reply.unwrap_or_else(|| Reply::status(200));
+        let (at, path, answer) = (Instant::now(), uri.path().to_owned(), reply.status);
+        inner.received.push(Received { at, path, headers, body, answer });
+        reply
     };
     shared.came.notify_waiters();
     tokio::time::sleep(reply.delay).await;

@@ -37,6 +37,18 @@ pub struct Launched {
     pub interface: Option<String>,
 }
 
+impl Launched {
+    /// Where it listens: its interface, or else its health.
+    pub fn address(&self) -> String {
+        self.interface.as_ref().unwrap_or(&self.health).clone()
+    }
+
+    /// Waits until it is ready.
+    pub async fn wait_ready(&mut self) -> anyhow::Result<()> {
+        self.process.wait_ready(&format!("http://{}/health/ready", self.health)).await
+    }
+}
+
 /// The directory of one test; removed when everything in it has ended, kept where the test failed.
 struct Dir(PathBuf);
 
@@ -154,18 +166,14 @@ impl World {
         more: &[String],
         variables: &[(String, String)],
     ) -> anyhow::Result<(Process, String)> {
-        let Launched { mut process, health, interface } =
-            self.launch_with(name, binary_name, listen, more, variables)?;
-        process.wait_ready(&format!("http://{health}/health/ready")).await?;
-        Ok((process, interface.unwrap_or(health)))
+        let mut launched = self.launch(name, binary_name, listen, more, variables)?;
+        launched.wait_ready().await?;
+        let address = launched.address();
+        Ok((launched.process, address))
     }
 
-    /// Starts a service without waiting for anything.
-    pub fn launch(&self, name: &str, binary_name: &str) -> anyhow::Result<Launched> {
-        self.launch_with(name, binary_name, None, &[], &[])
-    }
-
-    fn launch_with(
+    /// Starts a service of its own with further flags and variables, and waits for nothing.
+    pub fn launch(
         &self,
         name: &str,
         binary_name: &str,

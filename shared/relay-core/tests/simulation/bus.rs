@@ -138,6 +138,18 @@ impl World {
         self.nats_down_until <= self.now
     }
 
+    /// Nobody reaches JetStream for a while.
+    pub fn cut_nats(&mut self, down_ms: u64) {
+        self.nats_down_until = self.nats_down_until.max(self.now + down_ms);
+        self.disrupt();
+        self.after(down_ms, Self::disrupt);
+    }
+
+    /// What EVENTS holds is given out again from there on, as `webhook-relay recover` has it read again.
+    pub fn refill(&mut self, acked_since: u64) {
+        self.events.fall_back(acked_since);
+    }
+
     /// nats-server is killed and comes back.
     pub fn kill_nats(&mut self, down_ms: u64) {
         let since = self.now.saturating_sub(self.dice.range(0, FORGOTTEN_MS));

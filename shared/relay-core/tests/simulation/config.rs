@@ -73,6 +73,16 @@ pub enum Fault {
     Failover,
     DeleteJobs,
     KillPostgres,
+    /// Every process of ours at once.
+    KillAll,
+    /// No connection to PostgreSQL, which goes on: what it was about to commit it commits or not.
+    PostgresAway,
+    /// No connection to JetStream, which goes on and forgets nothing.
+    NatsAway,
+    /// EVENTS takes nothing: producers are refused.
+    EventsFull,
+    /// PostgreSQL is restored to an older dump, with everything stopped and JOBS emptied, and refilled from EVENTS.
+    Restore,
     Replay,
     Resend,
     Discard,
@@ -81,7 +91,22 @@ pub enum Fault {
     CreateEndpoint,
 }
 
-const FAULTS: [Fault; 15] = [
+impl Fault {
+    /// Something that people do.
+    fn is_done_by_operators(self) -> bool {
+        matches!(
+            self,
+            Self::Replay | Self::Resend | Self::Discard | Self::Deactivate | Self::Pause | Self::CreateEndpoint
+        )
+    }
+
+    /// Ends so much at once that it hides what one safety is for.
+    fn sweeps(self) -> bool {
+        matches!(self, Self::KillAll | Self::PostgresAway | Self::NatsAway | Self::EventsFull | Self::Restore)
+    }
+}
+
+const FAULTS: [Fault; 20] = [
     Fault::KillDispatcher,
     Fault::StallDispatcher,
     Fault::KillPod,
@@ -91,6 +116,11 @@ const FAULTS: [Fault; 15] = [
     Fault::Failover,
     Fault::DeleteJobs,
     Fault::KillPostgres,
+    Fault::KillAll,
+    Fault::PostgresAway,
+    Fault::NatsAway,
+    Fault::EventsFull,
+    Fault::Restore,
     Fault::Replay,
     Fault::Resend,
     Fault::Discard,
@@ -157,25 +187,27 @@ impl Setup {
             1..=4 => dice.range(1, 2),
             _ => dice.range(3, 8),
         };
+        let drawn: Vec<Fault> = FAULTS.into_iter().filter(|f| mutation.is_none() || !f.sweeps()).collect();
         for _ in 0..kinds {
             let p = 0.02 + 0.2 * dice.unit();
-            match dice.range(0, 21) {
-                n @ 0..=14 => {
-                    let operator = n >= 9;
-                    for _ in 0..dice.range(1, if operator { 6 } else { 3 }) {
+            match dice.index(drawn.len() + 7) {
+                n if n < drawn.len() => {
+                    for _ in 0..dice.range(1, if drawn[n].is_done_by_operators() { 6 } else { 3 }) {
                         let at = dice.range(200, super::world::FAULTS_UNTIL_MS - 1000);
                         // Half of them while most events are on their way.
                         let at = if dice.chance(0.5) { at } else { at % 25_000 + 200 };
-                        faults.push((at, FAULTS[n as usize]));
+                        faults.push((at, drawn[n]));
                     }
                 }
-                15 => chances.events_ack_lost = p,
-                16 => chances.jobs_ack_lost = p,
-                17 => chances.commit_unknown = p,
-                18 => chances.publish_unknown = p,
-                19 => chances.answer_lost = p,
-                20 => chances.published_twice = p,
-                _ => two_leaders = true,
+                n => match n - drawn.len() {
+                    0 => chances.events_ack_lost = p,
+                    1 => chances.jobs_ack_lost = p,
+                    2 => chances.commit_unknown = p,
+                    3 => chances.publish_unknown = p,
+                    4 => chances.answer_lost = p,
+                    5 => chances.published_twice = p,
+                    _ => two_leaders = true,
+                },
             }
         }
         // What some safeties are for is rare; so it is made to happen.

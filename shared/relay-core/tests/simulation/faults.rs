@@ -1,16 +1,21 @@
 //! Producers, operators and accidents. Each accident books the duplicates that it explains: one for every delivery
 //! that was sent and not yet on record in the pods that it hits.
 
+use relay_core::delivery::Closed;
 use relay_core::event::{Event, EventType};
 use relay_core::ids::{EventId, IdempotencyKey, TenantId};
 use relay_core::protocol::rows::Resent;
 
 use super::config::Fault;
-use super::store::Cause;
+use super::store::{Cause, Store};
 use super::world::{FAULTS_UNTIL_MS, Key, Owner, World, short, short_key};
 
 /// A stall shorter than this lets no `ack_wait` and no lease lapse.
 const HARMLESS_STALL_MS: u64 = 5_000;
+/// How old a dump is at most that is restored.
+const DUMP_AGE_MS_MAX: u64 = 20_000;
+/// Between the end of all processes and the restoring of a dump.
+const STOPPED_MS: u64 = 10;
 /// Events come until then, over midnight.
 const PRODUCE_UNTIL_MS: u64 = 25_000;
 
@@ -31,6 +36,12 @@ impl World {
             self.after(at, Self::produce);
         }
         for (at, fault) in self.setup.faults.clone() {
+            if fault == Fault::Restore {
+                let dumped = at - self.dice.range(0, at.min(DUMP_AGE_MS_MAX));
+                self.after(dumped, move |w| {
+                    w.dumps.insert(at, (w.now, w.store.clone()));
+                });
+            }
             self.after(at, move |w| w.strike(fault));
         }
         self.after(FAULTS_UNTIL_MS, |w| {
@@ -44,6 +55,7 @@ impl World {
             }
             w.store.directory_version += i64::from(changed);
             w.nats_down_until = w.nats_down_until.min(w.now);
+            w.events_full_until = w.events_full_until.min(w.now);
             w.store.down_until = w.store.down_until.min(w.now);
         });
     }
@@ -82,7 +94,7 @@ impl World {
 
     /// Ingest publishes a bundle until it has a PubAck.
     fn publish_events(&mut self, events: Vec<Event>) {
-        if !self.nats_is_up() {
+        if !self.nats_is_up() || self.events_full_until > self.now {
             return self.after(200, move |w| w.publish_events(events));
         }
         let now = self.now;
@@ -139,17 +151,8 @@ impl World {
         let (d, p) = (self.dice.index(self.setup.dispatchers), self.dice.index(self.setup.pods));
         let pod_process = self.setup.dispatchers + p;
         match fault {
-            Fault::KillDispatcher => {
-                self.kill(d);
-                let down = self.dice.range(500, 5000);
-                let life = self.owner(d);
-                self.after(down, move |w| {
-                    // Unless it was killed again meanwhile: then that kill's start counts.
-                    if w.alive(life) {
-                        w.start_dispatcher(d);
-                    }
-                });
-            }
+            Fault::KillDispatcher => self.kill_dispatcher(d),
+            Fault::KillAll => self.kill_all(),
             Fault::StallDispatcher => self.processes[d].stalled_until = self.now + stall,
             Fault::KillPod => self.kill_pod(p),
             Fault::StallPod => {
@@ -197,6 +200,18 @@ impl World {
                 self.store.crashes += 1;
                 self.store.down_until = self.now + outage;
             }
+            Fault::PostgresAway => {
+                self.store.cuts += 1;
+                self.store.down_until = self.store.down_until.max(self.now + outage);
+            }
+            Fault::NatsAway => {
+                if outage >= HARMLESS_STALL_MS {
+                    self.book_all();
+                }
+                self.cut_nats(outage);
+            }
+            Fault::EventsFull => self.events_full_until = self.now + outage,
+            Fault::Restore => self.restore(),
             Fault::Replay | Fault::Resend | Fault::Discard => self.operate(fault),
             Fault::Deactivate => {
                 let e = self.dice.index(self.endpoints.len());
@@ -221,6 +236,47 @@ impl World {
                 }
             }
         }
+    }
+
+    fn kill_dispatcher(&mut self, d: usize) {
+        self.kill(d);
+        let down = self.dice.range(500, 5000);
+        let life = self.owner(d);
+        self.after(down, move |w| {
+            // Unless it was killed again meanwhile: then that kill's start counts.
+            if w.alive(life) {
+                w.start_dispatcher(d);
+            }
+        });
+    }
+
+    fn kill_all(&mut self) {
+        (0..self.setup.dispatchers).for_each(|d| self.kill_dispatcher(d));
+        (0..self.setup.pods).for_each(|p| self.kill_pod(p));
+    }
+
+    /// Everything is stopped, JOBS is emptied, the dump is restored, and EVENTS is read again from there on. What was
+    /// delivered since may come again; what operators did since is gone.
+    fn restore(&mut self) {
+        let Some((dumped_at, dump)) = self.dumps.remove(&self.now) else { return };
+        self.kill_all();
+        // What was on the wire has arrived by then, and nobody has started again.
+        self.after(STOPPED_MS, move |w| w.put_back(dumped_at, dump));
+    }
+
+    fn put_back(&mut self, dumped_at: u64, dump: Store) {
+        self.delete_jobs();
+        for (key, seen) in &mut self.seen {
+            let was_delivered = dump.row(*key).is_some_and(|row| row.closed() == Some(Closed::Delivered));
+            seen.allowed += if was_delivered { 0 } else { seen.receipts_2xx };
+            // Claims count from the dump's on.
+            seen.sent_claims.clear();
+        }
+        for (id, send) in &mut self.sends {
+            send.orphaned |= !dump.attempts.contains_key(id);
+        }
+        self.store.restore(dump);
+        self.refill(dumped_at);
     }
 
     fn kill(&mut self, process: usize) {

@@ -50,12 +50,14 @@ pub enum Recorded {
 }
 
 /// A row and how often it moved between the tables: a statement that saw it before doesn't find it after.
+#[derive(Clone)]
 pub struct Kept {
     pub row: Row,
     pub moved: u32,
 }
 
 /// One attempt on record.
+#[derive(Clone)]
 pub struct Attempt {
     pub key: Key,
     pub number: i32,
@@ -63,7 +65,7 @@ pub struct Attempt {
 }
 
 /// See the module.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Store {
     pub events: HashMap<EventId, Event>,
     pub aliases: HashMap<EventId, EventId>,
@@ -76,6 +78,8 @@ pub struct Store {
     pub down_until: u64,
     /// How often it was killed.
     pub crashes: u32,
+    /// How often its connections were cut.
+    pub cuts: u32,
     pub leader: Option<(Owner, u64)>,
     /// Begins and commits, counted.
     steps: u64,
@@ -86,6 +90,13 @@ pub struct Store {
 impl Store {
     pub fn row(&self, key: Key) -> Option<&Row> {
         self.rows.get(&key).map(|k| &k.row)
+    }
+
+    /// An older dump takes its place.
+    pub fn restore(&mut self, dump: Self) {
+        let (crashes, cuts, version) = (self.crashes + 1, self.cuts, self.directory_version + 1);
+        let (steps, down_until) = (self.steps, self.down_until);
+        *self = Self { crashes, cuts, directory_version: version, steps, down_until, leader: None, ..dump };
     }
 
     /// The event that an accepted id means.
@@ -128,10 +139,16 @@ impl World {
                 return w.does(owner, 5, |w| done(w, Err(NoAnswer::Failed)));
             }
             let seen = (statement.begin)(w);
-            let crashes = w.store.crashes;
+            let (crashes, cuts) = (w.store.crashes, w.store.cuts);
             let takes = if w.dice.chance(0.3) { w.dice.range(2, w.setup.slowest_statement_ms) } else { 2 };
             w.after(takes, move |w| {
                 if w.store.crashes != crashes {
+                    return w.does(owner, 5, |w| done(w, Err(NoAnswer::Unknown)));
+                }
+                if w.store.cuts != cuts {
+                    if w.dice.chance(0.5) {
+                        (statement.commit)(w, seen);
+                    }
                     return w.does(owner, 5, |w| done(w, Err(NoAnswer::Unknown)));
                 }
                 if w.dice.chance(w.chances.commit_unknown) {

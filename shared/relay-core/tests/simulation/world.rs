@@ -162,6 +162,9 @@ pub struct World {
     pub events: Stream<Vec<Event>>,
     pub jobs: Stream<Vec<Job>>,
     pub nats_down_until: u64,
+    pub events_full_until: u64,
+    /// Dumps of the ledger by when they are to be restored, with when they were made.
+    pub dumps: HashMap<u64, (u64, Store)>,
     pub store: Store,
     pub dispatchers: Vec<Dispatcher>,
     pub pods: Vec<Pod>,
@@ -191,6 +194,8 @@ impl World {
             events: Stream::default(),
             jobs: Stream::default(),
             nats_down_until: 0,
+            events_full_until: 0,
+            dumps: HashMap::new(),
             store: Store::default(),
             dispatchers: Vec::new(),
             pods: Vec::new(),

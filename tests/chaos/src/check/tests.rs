@@ -14,6 +14,7 @@ fn receipt(number: u64, hook: Hook, at: u64, status: u16) -> Receipt {
         number: Some(number),
         id: format!("id-{number}"),
         signed: true,
+        port: 7,
     }
 }
 
@@ -34,7 +35,7 @@ fn clean() -> Evidence {
 }
 
 fn fault(fault: Fault, from: u64, to: u64) -> Done {
-    Done { fault, from: secs(from), to: secs(to), cost: fault.cost(secs(to - from)), in_flight: 5 }
+    Done { fault, from: secs(from), to: secs(to), cost: fault.cost(secs(to - from)), in_flight: 5, ports: None }
 }
 
 #[test]
@@ -71,6 +72,15 @@ fn a_duplicate_needs_a_kill_at_the_time_of_the_first() {
     assert_eq!((verdict.duplicates, verdict.unexplained.len(), verdict.is_good()), (1, 1, false));
     evidence.faults = vec![fault(Fault::Kill(Role::Deliverer), 11, 11)];
     assert!(judge(&evidence).is_good());
+    let toll = judge(&evidence).tolls.remove("kill-deliverer");
+    assert_eq!(toll, Some(Toll { faults: 1, allowed: 5, duplicates: 1 }));
+    evidence.faults[0].in_flight = 0;
+    assert!(!judge(&evidence).is_good(), "more than were in flight");
+    evidence.faults[0].in_flight = 1;
+    evidence.faults[0].ports = Some([7].into());
+    assert!(judge(&evidence).is_good());
+    evidence.faults[0].ports = Some([8].into());
+    assert!(!judge(&evidence).is_good(), "another deliverer had sent it");
     evidence.faults = vec![fault(Fault::Kill(Role::Deliverer), 15, 15)];
     assert!(!judge(&evidence).is_good());
     evidence.faults = vec![fault(Fault::Restart, 5, 25)];

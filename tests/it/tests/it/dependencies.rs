@@ -54,7 +54,7 @@ fn launch(w: &World) -> anyhow::Result<Vec<Service>> {
     SERVICES
         .into_iter()
         .map(|name| {
-            let launched = w.launch(name, name)?;
+            let launched = w.launch(name, name, None, &[], &[])?;
             let health = Api::new(&format!("http://{}", launched.health));
             Ok(Service { name, launched, health })
         })

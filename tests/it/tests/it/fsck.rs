@@ -7,7 +7,7 @@ use it::{Reply, World};
 use serde_json::{Value, json};
 
 /// Exit code and report of `fsck` with these arguments.
-fn fsck(w: &World, args: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
+pub fn fsck(w: &World, args: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
     let mut command = std::process::Command::new(binary("webhook-relay")?);
     command.args(["fsck", "--json"]).args(args);
     for name in ["DATABASE_URL", "NATS_URL"] {

@@ -5,6 +5,8 @@
 mod access;
 mod circuit;
 mod contract;
+#[cfg(debug_assertions)]
+mod crash_points;
 mod dead_letters;
 mod dependencies;
 mod direct;
