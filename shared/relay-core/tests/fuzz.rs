@@ -32,7 +32,7 @@ fn event(key: Option<&str>, endpoint: Option<u128>, trace: Option<&str>, payload
         tenant: TenantId::default_tenant(),
         event_type: EventType::trusted("order.created"),
         endpoint: endpoint.map(|n| EndpointId(Uuid::from_u128(n))),
-        key: key.map(|k| IdempotencyKey::parse(k).unwrap()),
+        key: key.map(|k| IdempotencyKey::parse(k).expect("a key of letters")),
         accepted_at: noon(),
         trace: trace.map(Into::into),
         payload: Bytes::from_static(payload.as_bytes()),
@@ -407,7 +407,8 @@ fn forwarded() {
     fuzz("forwarded", &seeds, &words, |input| {
         let values = || parts::<3>(input).into_iter();
         let peer = IpAddr::from([10, 0, 0, 1]);
-        let seen = [ProxyHeader::XForwardedFor, ProxyHeader::Forwarded].map(|header| {
+
+        [ProxyHeader::XForwardedFor, ProxyHeader::Forwarded].map(|header| {
             assert_eq!(TrustedProxies::default().client(peer, values()), peer, "nobody is trusted");
             let proxies = TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap()], header);
             let client = proxies.client(peer, values());
@@ -421,8 +422,7 @@ fn forwarded() {
             assert_eq!(proxies.client(peer, [&appended[..]]), IpAddr::from([198, 51, 100, 1]));
             assert_eq!(proxies.client(peer, values().chain([behind])), IpAddr::from([198, 51, 100, 1]));
             (client == peer, client.is_ipv4())
-        });
-        seen
+        })
     });
 }
 
