@@ -1,6 +1,6 @@
 //! The dispatcher as a program of its own.
 
-use relay_links::{Addresses, Links};
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::http;
 use relay_runtime::shutdown::Shutdown;
@@ -49,7 +49,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let health_listen = cli.health.listen(health_port::DISPATCHER);
     let listener = http::bind(health_listen).await?;
-    let Some(links) = Links::connect(&addresses, "dispatcher", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let Some(links) = Links::connect(&addresses, Access::NoSecrets, "dispatcher", &pod, &shutdown.soft()).await? else {
+        return Ok(());
+    };
     let config = Config { payload_bytes_max: cli.payload_bytes_max, ..cli.config };
     let dispatcher = Dispatcher::start(config, links.clone(), pod).await?;
     links.check_durability().await;

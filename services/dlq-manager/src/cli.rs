@@ -1,6 +1,6 @@
 //! The DLQ manager as a program of its own: opens its links, serves its routes, ends in order.
 
-use relay_links::{Addresses, Links};
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::auth::{self, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::shutdown::Shutdown;
@@ -53,7 +53,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let listener = http::bind(cli.config.listen).await?;
     let health_listener = http::bind(cli.health.listen(health_port::DLQ_MANAGER)).await?;
-    let Some(links) = Links::connect(&addresses, "dlq-manager", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let Some(links) = Links::connect(&addresses, Access::NoSecrets, "dlq-manager", &pod, &shutdown.soft()).await?
+    else {
+        return Ok(());
+    };
     let guard = links.guard(cli.config.listen, key)?;
     let manager = DlqManager::start(cli.config, links.clone(), pod).await?;
     let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");

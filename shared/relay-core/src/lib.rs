@@ -3,7 +3,7 @@
 //!
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
-//! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
+//! (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
 //! [`keys`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface;
 //! [`audit`] judges what a running system holds.
 
@@ -29,6 +29,7 @@ pub mod page;
 pub mod problem;
 pub mod protocol;
 pub mod retry;
+pub mod sealing;
 pub mod series;
 pub mod signature;
 pub mod subject;
