@@ -113,14 +113,31 @@ impl World {
         Ok(self.spawn(name, "ingest", Some(address.to_owned())).await?.0)
     }
 
+    /// The same, without waiting until it is ready. The address is that of its health.
+    pub fn launch(&self, name: &str, binary_name: &str) -> anyhow::Result<(Process, String)> {
+        let (process, health, _) = self.begin(name, binary_name, None)?;
+        Ok((process, health))
+    }
+
     async fn spawn(&self, name: &str, binary_name: &str, listen: Option<String>) -> anyhow::Result<(Process, String)> {
-        let ServiceFlags { args, health, interface } = ServiceFlags::new(binary_name, &self.dir.0, listen);
+        let (mut process, health, address) = self.begin(name, binary_name, listen)?;
+        process.wait_ready(&format!("http://{health}/health/ready")).await?;
+        Ok((process, address))
+    }
+
+    fn begin(&self, name: &str, binary: &str, listen: Option<String>) -> anyhow::Result<(Process, String, String)> {
+        let ServiceFlags { args, health, interface } = ServiceFlags::new(binary, &self.dir.0, listen);
         let address = interface.unwrap_or_else(|| health.clone());
         let pairs = self.links.iter().filter_map(|l| l.split_once('='));
         let env: Vec<(String, String)> = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        let mut process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
-        process.wait_ready(&format!("http://{health}/health/ready")).await?;
-        Ok((process, address))
+        let process = Process::start(&self.dir.0, name, &crate::process::binary(binary)?, &args, &env)?;
+        Ok((process, health, address))
+    }
+
+    /// Sets a variable of the environment of services that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.links.retain(|l| !l.starts_with(&format!("{name}=")));
+        self.links.push(format!("{name}={value}"));
     }
 
     /// Puts a proxy between one of the servers (`DATABASE_URL`, `REDIS_URL`, `NATS_URL`) and the services that are
@@ -130,8 +147,7 @@ impl World {
         let (host, port) = (url.host_str().context("no host")?, url.port().context("no port")?);
         let proxy = Proxy::start(format!("{host}:{port}").parse()?).await?;
         url.set_port(Some(proxy.address().port())).map_err(|()| anyhow::anyhow!("no port can be set"))?;
-        self.links.retain(|l| !l.starts_with(&format!("{name}=")));
-        self.links.push(format!("{name}={url}"));
+        self.set(name, url.as_str());
         Ok(proxy)
     }
 
@@ -139,6 +155,7 @@ impl World {
     pub fn command(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = std::process::Command::new(binary("webhook-relay")?);
         command.args(args).arg("--data-dir").arg(self.dir.0.join("data")).env_remove("DATABASE_URL");
+        command.env_remove("RELAY_SECRETS_KEY").env_remove("RELAY_SECRETS_KEY_FILE");
         let output = command.output()?;
         let error = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "{args:?}: {error}");
@@ -170,5 +187,5 @@ impl World {
 
 fn read_links(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(text.lines().filter(|l| l.contains('=')).map(str::to_owned).collect())
+    Ok(text.lines().filter(|l| l.contains('=')).map(|l| l.replace('\'', "")).collect())
 }
