@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Adds to .env what docker-compose.yml needs and what is not there yet: generated passwords and the operator's key.
+# Adds to .env what docker-compose.yml needs and what is not there yet: generated passwords, the operator's key,
+# and the key that encrypts secrets in the database.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,3 +14,8 @@ for name in RELAY_API_KEY POSTGRES_PASSWORD REDIS_PASSWORD \
   printf '%s=p%s\n' "$name" "$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')" >> .env
   echo "made $name"
 done
+if ! grep -q '^RELAY_SECRETS_KEY=' .env; then
+  # As `webhook-relay secrets generate` makes it.
+  printf 'RELAY_SECRETS_KEY=whek_%s\n' "$(head -c 32 /dev/urandom | base64 -w 0)" >> .env
+  echo "made RELAY_SECRETS_KEY: keep a copy of it apart from the database"
+fi

@@ -77,6 +77,7 @@ const AFTER_ABORT: Duration = Duration::from_secs(1);
 pub async fn run(ctx: &Attempts, mut work: Work, prepared: Result<&Prepared, &Unsendable>, as_probe: bool) -> Ended {
     let prepared = match prepared {
         Ok(prepared) => prepared,
+        Err(Unsendable::Withheld(_)) => return Ended::unsent(handed_back(&work, HandBack::Withheld)),
         Err(why) => return Ended::unsent(unsendable(ctx, &work, why)),
     };
     let body = match &work.job.payload {

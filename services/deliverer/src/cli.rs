@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use relay_core::address::Network;
-use relay_links::{Addresses, Links};
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::flags::{
-    DatabaseFlags, ExposeSecret as _, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port,
+    DatabaseFlags, ExposeSecret as _, HealthFlags, LogFlags, NatsFlags, RedisFlags, SecretsFlags, health_port,
 };
 use relay_runtime::health::Health;
 use relay_runtime::reconnect::retry;
@@ -23,6 +23,7 @@ const END_MARGIN: Duration = Duration::from_secs(10);
 ///
 /// Examples:
 ///   deliverer --database-url postgres://… --redis-url redis://… --nats-url nats://…
+///   deliverer --secrets-key-file /run/secrets/relay_keys …
 ///   deliverer --allow-network 10.0.0.0/8     endpoints may lie in this private network too
 ///   RELAY_EGRESS_PROXY_FILE=/run/secrets/egress_proxy deliverer …     a proxy of yours connects to endpoints
 #[derive(clap::Parser, Debug)]
@@ -34,6 +35,8 @@ pub struct Cli {
     redis: RedisFlags,
     #[command(flatten)]
     nats: NatsFlags,
+    #[command(flatten)]
+    secrets: SecretsFlags,
     /// Network that endpoints may lie in although it is private, loopback or special; may be given several times
     #[arg(long = "allow-network", env = "RELAY_ALLOW_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
     allow_networks: Vec<Network>,
@@ -60,6 +63,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let metrics = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
+    let access = Access::from_flags(&cli.secrets)?;
     let listen = cli.health.listen(health_port::DELIVERER);
     let listener = http::bind(listen).await?;
 
@@ -67,7 +71,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let health = Health::starting(metrics, soft.clone());
     let probes = shutdown.last_group("health");
     probes.spawn("health", health.clone().serve(listener, probes.stop()));
-    let Some(links) = Links::connect(&addresses, "deliverer", &pod, &soft).await? else { return Ok(()) };
+    let Some(links) = Links::connect(&addresses, access, "deliverer", &pod, &soft).await? else { return Ok(()) };
     links.check_durability().await;
     let start = || Deliverer::start(config.clone(), egress.clone(), links.clone(), pod.clone());
     let Some(deliverer) = retry("JetStream", addresses.nats_url.expose_secret(), start, &soft).await else {
@@ -76,6 +80,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
 
     let (work, background) = (shutdown.group("deliverer"), shutdown.group("background"));
     links.register(&health);
+    links.check_secrets(&health);
     links.run_background(&background);
     work.spawn("deliverer", deliverer.run(work.stop(), shutdown.hard()));
     health.started();

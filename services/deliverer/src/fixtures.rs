@@ -1,6 +1,6 @@
 //! Values that several tests use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,11 +23,12 @@ pub fn endpoint(url: &str) -> Endpoint {
         url: url.to_owned(),
         filter: TypeFilter::parse(&[]).unwrap(),
         custom_headers: BTreeMap::new(),
+        secret_headers: BTreeSet::new(),
         retry: RetrySettings::default(),
         timeout: Duration::from_secs(30),
         circuit: CircuitRule::default(),
         schemes: Schemes::default(),
-        secrets: Secrets::of(SigningSecret::generate([7; 32])),
+        secrets: Ok(Secrets::of(SigningSecret::generate([7; 32]))),
         is_active: true,
         paused: false,
         discard_before: None,

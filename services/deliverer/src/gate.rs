@@ -12,7 +12,7 @@ pub enum Gate {
     /// Send it if it becomes the circuit's one probe.
     Probe,
     /// Not now: back to the table. What holds it may end at any moment, so it is due at once and the scheduler
-    /// looks at what holds it.
+    /// looks at what holds it; only a secret's missing key is nothing that the scheduler sees.
     HandBack(HandBack),
     /// Never: a dead letter without an attempt.
     Dead(DeadReason),
@@ -37,6 +37,9 @@ pub fn gate(endpoint: Option<&Endpoint>, in_flight: usize, circuit: impl FnOnce(
     if endpoint.paused {
         return Gate::HandBack(HandBack::Paused);
     }
+    if endpoint.secrets.is_err() {
+        return Gate::HandBack(HandBack::Withheld);
+    }
     let Circuit { decision, ramp } = circuit(endpoint);
     match decision {
         Decision::Allow if ramp.is_some_and(|ramp| in_flight > ramp as usize) => Gate::HandBack(HandBack::Waiting),
@@ -51,6 +54,7 @@ mod tests {
     use super::*;
     use crate::fixtures::endpoint;
     use chrono::DateTime;
+    use relay_core::sealing::Withheld;
 
     fn of(decision: Decision, ramp: Option<u32>) -> impl Fn(&Endpoint) -> Circuit {
         move |_| Circuit { decision, ramp }
@@ -65,6 +69,8 @@ mod tests {
         assert_eq!(gate(Some(&inactive), 1, refuse()), Gate::Dead(DeadReason::EndpointInactive));
         let paused = Endpoint { paused: true, ..active.clone() };
         assert_eq!(gate(Some(&paused), 1, of(Decision::Allow, None)), Gate::HandBack(HandBack::Paused));
+        let withheld = Endpoint { secrets: Err(Withheld::NotRead), ..active.clone() };
+        assert_eq!(gate(Some(&withheld), 1, of(Decision::Allow, None)), Gate::HandBack(HandBack::Withheld));
         assert_eq!(gate(Some(&active), 1, refuse()), Gate::HandBack(HandBack::CircuitOpen));
         assert_eq!(gate(Some(&active), 1, of(Decision::Probe, None)), Gate::Probe);
         assert_eq!(gate(Some(&active), 1, of(Decision::Allow, None)), Gate::Send);

@@ -74,7 +74,12 @@ pub fn judge(
 
 fn was_just_rotated(answer: &Answer, endpoint: &Endpoint, now: DateTime<Utc>) -> bool {
     matches!(answer, Answer::Status { code: 401 | 403, .. })
-        && endpoint.secrets.rotated_at.is_some_and(|at| (now - at).to_std().unwrap_or_default() < ROTATION_GRACE)
+        && endpoint
+            .secrets
+            .as_ref()
+            .ok()
+            .and_then(|s| s.rotated_at)
+            .is_some_and(|at| (now - at).to_std().unwrap_or_default() < ROTATION_GRACE)
 }
 
 #[cfg(test)]
@@ -138,7 +143,10 @@ mod tests {
     fn just_after_a_rotation_an_unauthorised_answer_is_retried() {
         let base = endpoint("http://127.0.0.1/");
         let rotated = |seconds| Endpoint {
-            secrets: Secrets { rotated_at: Some(now() - chrono::Duration::seconds(seconds)), ..base.secrets.clone() },
+            secrets: base
+                .secrets
+                .clone()
+                .map(|secrets| Secrets { rotated_at: Some(now() - chrono::Duration::seconds(seconds)), ..secrets }),
             ..base.clone()
         };
         let of = |endpoint: &Endpoint, code| judge(&status(code, None), endpoint, 1, false, now(), 0.0).outcome;

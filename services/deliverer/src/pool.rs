@@ -189,7 +189,11 @@ fn hand_back<A>(work: &Work, reason: HandBack, out: &mut Effects<A>) {
     out.reports.push(handed_back(work, reason));
 }
 
-/// The report of a job that goes back unsent: due at once, since only the scheduler knows when what held it ends.
+/// A job whose endpoint's secrets this pod can't open is due again after this time, perhaps at a pod that can.
+const WITHHELD_DELAY: Duration = Duration::from_secs(15);
+
+/// The report of a job that goes back unsent: due at once, since only the scheduler knows when what held it ends. A key
+/// that this pod lacks is unknown to the scheduler, which would send the job out again and again.
 pub fn handed_back(work: &Work, reason: HandBack) -> Report {
     let name = match reason {
         HandBack::Full => "full",
@@ -197,9 +201,11 @@ pub fn handed_back(work: &Work, reason: HandBack) -> Report {
         HandBack::Paused => "paused",
         HandBack::Shutdown => "shutdown",
         HandBack::Waiting => "waiting",
+        HandBack::Withheld => "secrets_withheld",
     };
+    let delay = if reason == HandBack::Withheld { WITHHELD_DELAY } else { Duration::ZERO };
     metrics::counter!("relay_deliverer_handed_back_total", "reason" => name).increment(1);
-    report(work, Outcome::HandedBack { delay: Duration::ZERO, reason })
+    report(work, Outcome::HandedBack { delay, reason })
 }
 
 /// The report of a job that ends without an attempt.

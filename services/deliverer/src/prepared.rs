@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chrono::{DateTime, Utc};
-use relay_core::endpoint::Endpoint;
+use relay_core::endpoint::{Endpoint, Secrets};
 use relay_core::headers::is_secret;
 use relay_core::ids::EndpointId;
 use relay_core::job::Job;
+use relay_core::sealing::Withheld;
 use relay_core::signature::Signer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::{Method, Request};
+use secrecy::ExposeSecret;
 use url::Url;
 
 use crate::client::Sender;
@@ -47,6 +49,9 @@ pub enum Unsendable {
     /// A custom header.
     #[error("the endpoint's custom header {0:?} can't be sent")]
     Header(String),
+    /// Its secrets: not the endpoint's fault, so its deliveries wait.
+    #[error(transparent)]
+    Withheld(Withheld),
 }
 
 /// An endpoint, ready to be sent to.
@@ -68,17 +73,17 @@ impl Prepared {
     pub fn new(endpoint: Arc<Endpoint>, sender: &Sender) -> Result<Self, Unsendable> {
         let url = Url::parse(&endpoint.url).map_err(|e| Unsendable::Url(e.to_string()))?;
         let template = sender.template(url).map_err(|e| Unsendable::Url(e.to_string()))?;
+        let secrets = endpoint.secrets.as_ref().map_err(|why| Unsendable::Withheld(*why))?;
         let mut fixed = template.headers().clone();
-        for (name, value) in &endpoint.custom_headers {
-            let unsendable = || Unsendable::Header(name.clone());
+        for (name, value, is_marked) in custom_headers(&endpoint, secrets) {
+            let unsendable = || Unsendable::Header(name.to_owned());
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unsendable())?;
             let mut value = HeaderValue::from_str(value).map_err(|_| unsendable())?;
-            value.set_sensitive(is_secret(name));
+            value.set_sensitive(is_marked || is_secret(name));
             fixed.insert(key, value);
         }
         fixed.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         fixed.insert(USER_AGENT, HeaderValue::from_static(concat!("WebhookRelay/", env!("CARGO_PKG_VERSION"))));
-        let secrets = &endpoint.secrets;
         Ok(Self {
             url: template.url().clone(),
             fixed_lines: header_lines(&fixed),
@@ -144,6 +149,12 @@ impl Prepared {
     }
 }
 
+/// Names and values, and whether they are marked secret.
+fn custom_headers<'a>(endpoint: &'a Endpoint, secrets: &'a Secrets) -> impl Iterator<Item = (&'a str, &'a str, bool)> {
+    let plain = endpoint.custom_headers.iter().map(|(name, value)| (name.as_str(), value.as_str(), false));
+    plain.chain(secrets.headers.iter().map(|(name, value)| (name.as_str(), value.expose_secret(), true)))
+}
+
 fn put_line(lines: &mut BytesMut, name: &str, value: &[u8]) {
     lines.put_slice(name.as_bytes());
     lines.put_slice(b": ");
@@ -158,7 +169,7 @@ pub fn header_lines(headers: &HeaderMap) -> Bytes {
         if lines.len() + name.as_str().len() + value.len() > LINES_BYTES_MAX {
             break;
         }
-        let value = if is_secret(name.as_str()) { HIDDEN } else { value.as_bytes() };
+        let value = if value.is_sensitive() || is_secret(name.as_str()) { HIDDEN } else { value.as_bytes() };
         put_line(&mut lines, name.as_str(), value);
     }
     lines.freeze()
@@ -206,7 +217,7 @@ mod tests {
     #[test]
     fn a_request_carries_both_families_of_headers_and_the_body_as_it_came() {
         let endpoint = endpoint("https://hooks.example.com/a?b=c");
-        let secret = endpoint.secrets.current.expose().to_owned();
+        let secret = endpoint.secrets.as_ref().unwrap().current.expose().to_owned();
         let body = Bytes::from_static(b"{ \"a\" : 1 }");
         let request = prepared(endpoint).request(&job(7), &body, now());
         assert_eq!(request.url().as_str(), "https://hooks.example.com/a?b=c");
@@ -250,10 +261,15 @@ mod tests {
         for (name, value) in [("X-API-Key", "sesame"), ("Cookie", "sesame"), ("X-Tenant", "7")] {
             endpoint.custom_headers.insert(name.to_owned(), value.to_owned());
         }
-        let lines = prepared(endpoint).recorded_headers(&job(7), now());
+        let secrets = endpoint.secrets.as_mut().unwrap();
+        secrets.headers.insert("X-Pass".to_owned(), "sesame".to_owned().into());
+        assert!(!format!("{endpoint:?}").contains("X-Pass\": \"sesame"));
+        let prepared = prepared(endpoint);
+        assert_eq!(prepared.request(&job(7), &Bytes::new(), now()).headers()["x-pass"], "sesame");
+        let lines = prepared.recorded_headers(&job(7), now());
         let lines = std::str::from_utf8(&lines).unwrap();
         assert!(!lines.contains("sesame") && !lines.contains("signature") && !lines.contains("Basic"), "{lines}");
-        assert!(lines.contains("x-api-key: (hidden)\n"));
+        assert!(lines.contains("x-api-key: (hidden)\n") && lines.contains("x-pass: (hidden)\n"));
         assert!(lines.contains("x-tenant: 7\n"));
         assert!(lines.contains("webhook-timestamp: 1800000000\n"));
     }
@@ -263,7 +279,7 @@ mod tests {
         let mut endpoint = endpoint("https://hooks.example.com/");
         let old = SigningSecret::generate([9; 32]);
         let until = now() + chrono::Duration::seconds(10);
-        endpoint.secrets.previous = Some(PreviousSecrets { secret: old.clone(), key: None, until });
+        endpoint.secrets.as_mut().unwrap().previous = Some(PreviousSecrets { secret: old.clone(), key: None, until });
         let prepared = prepared(endpoint);
         let signed = |at: DateTime<Utc>| {
             let request = prepared.request(&job(7), &Bytes::from_static(b"1"), at);
@@ -280,7 +296,7 @@ mod tests {
         let key = SigningKey::generate([3; 32]);
         let public = key.public().to_string();
         endpoint.schemes = Schemes::parse(&["standard-v1a"]).unwrap();
-        endpoint.secrets.key = Some(key);
+        endpoint.secrets.as_mut().unwrap().key = Some(key);
         let shown = format!("{endpoint:?}");
         let request = prepared(endpoint.clone()).request(&job(7), &Bytes::from_static(b"1"), now());
         assert!(!request.headers().contains_key("x-webhook-signature"));
@@ -294,7 +310,10 @@ mod tests {
         };
         assert!(verify(&inbound, b"1", now().timestamp()).valid());
         assert!(!verify(&inbound, b"2", now().timestamp()).valid());
-        assert!(!shown.contains(endpoint.secrets.key.unwrap().expose()) && !shown.contains("whsec_"), "{shown}");
+        assert!(
+            !shown.contains(endpoint.secrets.unwrap().key.unwrap().expose()) && !shown.contains("whsec_"),
+            "{shown}"
+        );
     }
 
     #[test]

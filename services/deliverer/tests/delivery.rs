@@ -20,11 +20,12 @@ use relay_core::ids::{EndpointId, EventId, TenantId, uuid_v7};
 use relay_core::job::{self, Job};
 use relay_core::matching::TypeFilter;
 use relay_core::protocol::{PlannedDelivery, PlannedEvent};
+use relay_core::sealing::SealingKeys;
 use relay_core::signature::{Schemes, SigningSecret, verify_inbound};
 use relay_core::subject::Lane;
 use relay_runtime::clock::Clock;
 use relay_runtime::random;
-use relay_store::{Directory, EventView, NewEndpoint, Store, StoreOptions};
+use relay_store::{Directory, EventView, NewEndpoint, Sealer, Store, StoreOptions};
 use relay_testkit::{ServerKind, TestServers};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -90,7 +91,9 @@ struct World {
 impl World {
     async fn start() -> Self {
         let servers = TestServers::start(&[ServerKind::Postgres, ServerKind::Redis, ServerKind::Nats]).unwrap();
-        let store = Store::connect(&servers.database(), StoreOptions::new("deliverer-test")).await.unwrap();
+        let options = StoreOptions::new("deliverer-test");
+        let options = options.with_secrets(Sealer::new(SealingKeys::default(), random::bytes12));
+        let store = Store::connect(&servers.database(), options).await.unwrap();
         store.migrate().await.unwrap();
         let bus = Bus::connect(BusOptions { url: servers.nats(), name: "deliverer-test".to_owned() }).await.unwrap();
         bus.declare(&Topology::default()).await.unwrap();
@@ -233,7 +236,7 @@ async fn a_job_is_signed_sent_recorded_and_acked() {
     let jobs = [world.store_event().await, world.store_event().await, world.store_event().await];
     world.publish(&jobs).await;
     let now = world.links.clock.now().timestamp();
-    let secret = world.endpoint.secrets.current.expose().to_owned();
+    let secret = world.endpoint.secrets.as_ref().unwrap().current.expose().to_owned();
     for _ in &jobs {
         let request = world.receiver.next().await;
         assert!(jobs.iter().any(|job| job.event.to_string() == request.id));

@@ -1,6 +1,6 @@
 //! The dispatcher as a program of its own.
 
-use relay_links::{Addresses, Links};
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::flags::{
     DatabaseFlags, ExposeSecret as _, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port,
 };
@@ -57,7 +57,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let probes = shutdown.last_group("health");
     probes.spawn("health", health.clone().serve(listener, probes.stop()));
     let soft = shutdown.soft();
-    let Some(links) = Links::connect(&addresses, "dispatcher", &pod, &soft).await? else { return Ok(()) };
+    let Some(links) = Links::connect(&addresses, Access::NoSecrets, "dispatcher", &pod, &soft).await? else {
+        return Ok(());
+    };
     let config = Config { payload_bytes_max: cli.payload_bytes_max, ..cli.config };
     let start = || Dispatcher::start(config.clone(), links.clone(), pod.clone());
     let Some(dispatcher) = retry("JetStream", addresses.nats_url.expose_secret(), start, &soft).await else {

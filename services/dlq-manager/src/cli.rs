@@ -1,6 +1,6 @@
 //! The DLQ manager as a program of its own: opens its links, serves its routes, ends in order.
 
-use relay_links::{Addresses, Links};
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::auth::{self, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
@@ -67,7 +67,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let health = Health::starting(metrics, shutdown.soft());
     let probes = shutdown.last_group("health");
     probes.spawn("health", health.clone().serve(health_listener, probes.stop()));
-    let Some(links) = Links::connect(&addresses, "dlq-manager", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let Some(links) = Links::connect(&addresses, Access::NoSecrets, "dlq-manager", &pod, &shutdown.soft()).await?
+    else {
+        return Ok(());
+    };
     let guard = links.guard(cli.config.listen, key)?;
     let manager = DlqManager::start(cli.config, links.clone(), pod).await?;
     let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");

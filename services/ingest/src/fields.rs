@@ -6,7 +6,7 @@
 //! one. Arrays never pass for objects.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -164,7 +164,12 @@ impl Faults {
 
     /// A string.
     pub fn string<'a>(&mut self, field: &str, value: &'a RawValue) -> Option<Cow<'a, str>> {
-        self.typed::<Text<'a>>(field, value, "must be a string").map(|text| text.0)
+        self.string_or(field, value, "must be a string")
+    }
+
+    /// A string; what is wrong with anything else is said in these words.
+    pub fn string_or<'a>(&mut self, field: &str, value: &'a RawValue, must: &str) -> Option<Cow<'a, str>> {
+        self.typed::<Text<'a>>(field, value, must).map(|text| text.0)
     }
 
     /// A boolean.
@@ -225,25 +230,31 @@ impl Faults {
         read.into_iter().collect()
     }
 
-    /// An object of strings.
-    pub fn string_map(&mut self, field: &str, value: &RawValue) -> Option<BTreeMap<String, String>> {
-        let Pairs(items) = self.typed(field, value, "must be an object of strings")?;
+    /// An object whose members `read` reads; it is given the path of each.
+    pub fn map<T>(
+        &mut self,
+        field: &str,
+        value: &RawValue,
+        read: impl Fn(&mut Self, &str, &RawValue) -> Option<T>,
+    ) -> Option<BTreeMap<String, T>> {
+        let Pairs(items) = self.typed(field, value, "must be an object")?;
         if items.len() > STRINGS_MAX {
             self.add(field, format_args!("must have at most {STRINGS_MAX} items"));
             return None;
         }
-        let mut read = BTreeMap::new();
+        let (mut map, mut names) = (BTreeMap::new(), BTreeSet::new());
         let mut is_good = true;
         for (name, item) in items {
             let path = format!("{field}.{name}");
-            let text = self.string(&path, item).map(Cow::into_owned);
-            is_good &= text.is_some();
-            if read.insert(name, text.unwrap_or_default()).is_some() {
+            let item = read(self, &path, item);
+            if !names.insert(name.clone()) {
                 self.add(path, "stands there twice");
                 is_good = false;
             }
+            is_good &= item.is_some();
+            map.extend(item.map(|item| (name, item)));
         }
-        is_good.then_some(read)
+        is_good.then_some(map)
     }
 }
 
@@ -306,6 +317,10 @@ mod tests {
         serde_json::from_str(text).unwrap()
     }
 
+    fn strings(faults: &mut Faults, text: &str) -> Option<BTreeMap<String, String>> {
+        faults.map("headers", raw(text), |faults, path, item| faults.string(path, item).map(Cow::into_owned))
+    }
+
     #[test]
     fn values_are_found_and_keep_their_bytes() {
         assert_eq!(texts("{}"), Ok([None, None]));
@@ -324,7 +339,7 @@ mod tests {
         }
         assert!(matches!(texts(r#"{"a":1,"a":2"#), Err(BodyError::Malformed(_))), "broken JSON is said first");
         let mut faults = Faults::default();
-        assert_eq!(faults.string_map("headers", raw(r#"{"X-A":"1","X-B":"2","X-A":"3"}"#)), None);
+        assert_eq!(strings(&mut faults, r#"{"X-A":"1","X-B":"2","X-A":"3"}"#), None);
         assert_eq!(faults.0.len(), 1);
         assert_eq!(faults.0[0].field, "body.headers.X-A");
     }
@@ -386,7 +401,7 @@ mod tests {
     fn errors_name_the_item() {
         let mut faults = Faults::default();
         assert_eq!(faults.strings("filter", raw(r#"["a",7]"#)), None);
-        assert_eq!(faults.string_map("headers", raw(r#"{"X-A":"1","X-B":2}"#)), None);
+        assert_eq!(strings(&mut faults, r#"{"X-A":"1","X-B":2}"#), None);
         let paths: Vec<_> = faults.0.iter().map(|e| e.field.as_str()).collect();
         assert_eq!(paths, ["body.filter.1", "body.headers.X-B"]);
     }

@@ -1,11 +1,9 @@
 //! The fields of an endpoint in a request (creation and change): read strictly, checked against the limits of
 //! the interface, every wrong field named. Called by the endpoint routes. No I/O.
 
-use std::collections::BTreeMap;
-
 use relay_core::address::{self, AddressPolicy};
 use relay_core::endpoint::limits;
-use relay_core::headers;
+use relay_core::headers::{self, GivenHeader, GivenHeaders};
 use relay_core::matching::TypeFilter;
 use relay_core::signature::{InvalidSchemes, Schemes, SigningSecret};
 use serde_json::value::RawValue;
@@ -52,7 +50,7 @@ pub struct Settings {
     /// Which types it wants.
     pub event_types_filter: Option<TypeFilter>,
     /// Headers that go with each delivery.
-    pub custom_headers: Option<BTreeMap<String, String>>,
+    pub custom_headers: Option<GivenHeaders>,
     /// Failures that open its circuit.
     pub circuit_failure_threshold: Option<u32>,
     /// Window of those failures, in seconds.
@@ -72,6 +70,11 @@ pub struct Settings {
 /// Reads the body of a creation: name and URL must be there.
 pub fn creation(body: &[u8], policy: &AddressPolicy) -> Result<Settings, Refusal> {
     let (settings, mut faults) = read(body, policy)?;
+    for (name, header) in settings.custom_headers.iter().flatten() {
+        if matches!(header, GivenHeader::Kept) {
+            faults.add(format_args!("custom_headers.{name}"), VALUE_NEEDED);
+        }
+    }
     for (field, given) in [("name", settings.name.is_some()), ("url", settings.url.is_some())] {
         if !given && !faults.0.iter().any(|e| e.field.strip_prefix("body.") == Some(field)) {
             faults.add(field, "is required");
@@ -187,8 +190,11 @@ fn schemes(faults: &mut Faults, name: &str, value: &RawValue) -> Option<Schemes>
         .ok()
 }
 
-fn custom_headers(faults: &mut Faults, name: &str, value: &RawValue) -> Option<BTreeMap<String, String>> {
-    let map = faults.string_map(name, value)?;
+/// What is wrong with a secret header without a value, where none is stored.
+pub const VALUE_NEEDED: &str = "needs a value: none is stored";
+
+fn custom_headers(faults: &mut Faults, name: &str, value: &RawValue) -> Option<GivenHeaders> {
+    let map = faults.map(name, value, custom_header)?;
     headers::check(&map)
         .map_err(|e| {
             let path = if e.name.is_empty() { name.to_owned() } else { format!("{name}.{}", e.name) };
@@ -196,6 +202,39 @@ fn custom_headers(faults: &mut Faults, name: &str, value: &RawValue) -> Option<B
         })
         .ok()?;
     Some(map)
+}
+
+/// A string, or `{"value": "…", "secret": true}`; without `value` the stored one stays. Values don't come back in errors.
+fn custom_header(faults: &mut Faults, path: &str, given: &RawValue) -> Option<GivenHeader> {
+    if !given.get().starts_with('{') {
+        const MUST: &str = r#"must be a string, or {"value": "…", "secret": true}"#;
+        return faults.string_or(path, given, MUST).map(|text| GivenHeader::Plain(text.into_owned()));
+    }
+    let [value, secret] = match fields::read(given.get().as_bytes(), &["value", "secret"]) {
+        Ok(read) => read.map(|v| v.filter(|v| !is_null(v))),
+        Err(why) => {
+            faults.add(path, why);
+            return None;
+        }
+    };
+    let is_secret = match secret {
+        Some(secret) => faults.boolean(&format!("{path}.secret"), secret)?,
+        None => false,
+    };
+    let value = match value {
+        Some(value) => Some(faults.string(&format!("{path}.value"), value)?.into_owned()),
+        None => None,
+    };
+    match (value, is_secret) {
+        (Some(value), true) => Some(GivenHeader::Secret(value.into())),
+        (Some(value), false) => Some(GivenHeader::Plain(value)),
+        (None, true) => Some(GivenHeader::Kept),
+        // To show a stored secret one would have to know it.
+        (None, false) => {
+            faults.add(path, "needs a value, or \"secret\": true to keep the stored one");
+            None
+        }
+    }
 }
 
 #[cfg(test)]
@@ -273,7 +312,29 @@ mod tests {
         let good = with(r#","event_types_filter":["order.*"],"custom_headers":{"X-A":"b"},"unknown":{}"#);
         let settings = creation(good.as_bytes(), &policy()).unwrap();
         assert!(settings.event_types_filter.unwrap().matches("order.created"));
-        assert_eq!(settings.custom_headers.unwrap()["X-A"], "b");
+        assert!(matches!(&settings.custom_headers.unwrap()["X-A"], GivenHeader::Plain(value) if value == "b"));
+    }
+
+    #[test]
+    fn headers_are_marked_secret_and_their_values_do_not_come_back() {
+        let body = r#"{"custom_headers":{"A":{"value":"sesame","secret":true},"B":{"secret":true},"C":{"value":"c"}}}"#;
+        let settings = change(body.as_bytes(), &policy()).unwrap();
+        assert!(!format!("{settings:?}").contains("sesame"));
+        let headers = settings.custom_headers.unwrap();
+        assert!(matches!(&headers["A"], GivenHeader::Secret(_)) && matches!(headers["B"], GivenHeader::Kept));
+        assert!(matches!(&headers["C"], GivenHeader::Plain(value) if value == "c"));
+        let header = |given: &str| wrong(&with(&format!(r#","custom_headers":{{"X-A":{given}}}"#)));
+        let path = "body.custom_headers.X-A";
+        assert_eq!(header(r#"{"secret":true}"#), [path], "nothing is stored yet");
+        for bad in ["7", "null", "[]", "{}", r#"{"secret":false}"#, r#"{"value":null}"#, r#"{"value":"a","value":"b"}"#]
+        {
+            assert_eq!(header(bad), [path], "{bad}");
+        }
+        assert_eq!(header(r#"{"value":7,"secret":true}"#), [format!("{path}.value")]);
+        assert_eq!(header(r#"{"value":"sesame","secret":"yes"}"#), [format!("{path}.secret")]);
+        let refused = with(r#","custom_headers":{"X-A":{"value":"sesame\n","secret":true}}"#);
+        let refused = creation(refused.as_bytes(), &policy()).unwrap_err();
+        assert!(!format!("{refused:?}").contains("sesame"));
     }
 
     #[test]

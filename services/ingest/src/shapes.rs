@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Utc};
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::{DeliveryId, EndpointId};
+use relay_core::signature::SigningSecret;
 use relay_store::{AttemptView, DeliveryView, EventSummary, EventView};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -32,7 +33,9 @@ pub struct EndpointShape {
     retry_schedule_seconds: Option<Vec<u32>>,
     timeout_seconds: u64,
     event_types_filter: Vec<String>,
-    custom_headers: BTreeMap<String, String>,
+    /// Values of secret headers are never shown: `{"secret": true}` stands in their place, which a change takes for "as
+    /// it is".
+    custom_headers: BTreeMap<String, HeaderShape>,
     circuit_failure_threshold: u32,
     circuit_window_seconds: u64,
     circuit_recovery_seconds: u64,
@@ -56,7 +59,9 @@ impl EndpointShape {
     /// What `endpoint` looks like at `now`.
     pub fn new(endpoint: &Endpoint, now: DateTime<Utc>) -> Self {
         let schedule = endpoint.retry.schedule_seconds.clone();
-        let previous = endpoint.secrets.previous.as_ref().filter(|p| p.until > now);
+        // Where this process lacks their key, nothing can be said of them.
+        let secrets = endpoint.secrets.as_ref().ok();
+        let previous = secrets.and_then(|s| s.previous.as_ref()).filter(|p| p.until > now);
         let attempts = schedule.as_ref().and_then(|delays| u32::try_from(delays.len() + 1).ok());
         Self {
             id: endpoint.id.0,
@@ -68,7 +73,7 @@ impl EndpointShape {
             retry_schedule_seconds: schedule,
             timeout_seconds: endpoint.timeout.as_secs(),
             event_types_filter: endpoint.filter.patterns().to_vec(),
-            custom_headers: endpoint.custom_headers.clone(),
+            custom_headers: HeaderShape::of(endpoint),
             circuit_failure_threshold: endpoint.circuit.threshold,
             circuit_window_seconds: endpoint.circuit.window.as_secs(),
             circuit_recovery_seconds: endpoint.circuit.recovery.as_secs(),
@@ -76,12 +81,34 @@ impl EndpointShape {
             paused: endpoint.paused,
             discard_before: endpoint.discard_before,
             signature_schemes: endpoint.schemes.names(),
-            public_key: endpoint.secrets.key.as_ref().map(|key| key.public().to_string()),
+            public_key: secrets.and_then(|s| s.key.as_ref()).map(|key| key.public().to_string()),
             previous_secret_until: previous.map(|p| p.until),
             previous_public_key: previous.and_then(|p| p.key.as_ref()).map(|key| key.public().to_string()),
             created_at: endpoint.created_at,
             updated_at: endpoint.updated_at,
         }
+    }
+}
+
+/// A custom header of an endpoint.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = CustomHeader)]
+pub enum HeaderShape {
+    /// Its value.
+    Plain(String),
+    /// It has a value that is not shown.
+    Secret {
+        /// Always true.
+        secret: bool,
+    },
+}
+
+impl HeaderShape {
+    fn of(endpoint: &Endpoint) -> BTreeMap<String, Self> {
+        let plain = endpoint.custom_headers.iter().map(|(name, value)| (name.clone(), Self::Plain(value.clone())));
+        let secret = endpoint.secret_headers.iter().map(|name| (name.clone(), Self::Secret { secret: true }));
+        plain.chain(secret).collect()
     }
 }
 
@@ -99,10 +126,10 @@ pub struct EndpointWithSecret {
 }
 
 impl EndpointWithSecret {
-    /// What a creation or a rotation answers.
-    pub fn new(endpoint: &Endpoint, now: DateTime<Utc>) -> Self {
-        let secret = endpoint.secrets.current.expose();
-        let standard = endpoint.secrets.current.standard_webhooks_form();
+    /// What a creation or a rotation that made `secret` answers.
+    pub fn new(endpoint: &Endpoint, secret: &SigningSecret, now: DateTime<Utc>) -> Self {
+        let standard = secret.standard_webhooks_form();
+        let secret = secret.expose();
         Self {
             endpoint: EndpointShape::new(endpoint, now),
             signing_secret: secret.to_owned(),

@@ -1,8 +1,8 @@
 //! Ingest as a program of its own: opens its links, serves the interface, ends in order.
 
-use relay_links::{Addresses, Links};
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::auth::OperatorKey;
-use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
+use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, SecretsFlags, health_port};
 use relay_runtime::health::Health;
 use relay_runtime::http::{FrontFlags, Later};
 use relay_runtime::shutdown::Shutdown;
@@ -14,7 +14,7 @@ use crate::{Config, Ingest, base, with_document};
 ///
 /// Examples:
 ///   ingest --database-url postgres://… --redis-url redis://… --nats-url nats://ingest:password@…
-///   RELAY_API_KEY_FILE=/run/secrets/api_key ingest --listen 0.0.0.0:8742 …
+///   RELAY_API_KEY_FILE=/run/secrets/api_key ingest --listen 0.0.0.0:8742 --secrets-key-file /run/secrets/relay_keys …
 ///   ingest --listen 0.0.0.0:8742 --tls-cert /etc/relay/tls.crt --tls-key /etc/relay/tls.key …
 #[derive(clap::Parser, Debug)]
 #[command(version, verbatim_doc_comment)]
@@ -29,6 +29,8 @@ pub struct Cli {
     redis: RedisFlags,
     #[command(flatten)]
     nats: NatsFlags,
+    #[command(flatten)]
+    secrets: SecretsFlags,
     #[command(flatten)]
     health: HealthFlags,
     #[command(flatten)]
@@ -53,6 +55,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let measured = metrics::install()?;
     let pod = pod::name();
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
+    let access = Access::from_flags(&cli.secrets)?;
     let listener = http::bind(cli.config.listen).await?;
     let health_listener = http::bind(cli.health.listen(health_port::INGEST)).await?;
     let soft = shutdown.soft();
@@ -64,7 +67,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let health = Health::starting(measured, soft.clone());
     let probes = shutdown.last_group("health");
     probes.spawn("health", health.clone().serve(health_listener, probes.stop()));
-    let Some(links) = Links::connect_without_database(&addresses, "ingest", &pod, &soft).await? else {
+    let Some(links) = Links::connect_without_database(&addresses, access, "ingest", &pod, &soft).await? else {
         return Ok(());
     };
     links.check_durability().await;

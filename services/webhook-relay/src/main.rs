@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 ///   webhook-relay up --database-url … --redis-url … --nats-url …
 ///   webhook-relay migrate --database-url postgres://…  brings the schema up to date
 ///   webhook-relay keys create --name shop --scope events:write
+///   webhook-relay secrets rotate                       encrypts all secrets with the newest key
 ///   webhook-relay fsck                                 is everything there that was accepted?
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment, arg_required_else_help = true)]
@@ -34,6 +35,9 @@ enum Command {
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
     Keys(commands::keys::Command),
+    /// Makes keys for the secrets in the database, and encrypts them anew
+    #[command(subcommand)]
+    Secrets(commands::secrets::Command),
     /// Makes and lists tenants
     #[command(subcommand)]
     Tenants(commands::tenants::Command),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Servers(args) => commands::servers::run(args),
         Command::Migrate(args) => commands::migrate::run(args),
         Command::Keys(command) => commands::keys::run(command),
+        Command::Secrets(command) => commands::secrets::run(command),
         Command::Tenants(command) => commands::tenants::run(command),
         Command::Fsck(args) => return commands::fsck::run(&args),
         Command::Ingest(cli) => ingest::main_with(*cli),

@@ -58,6 +58,7 @@ async fn send(
     mut receipts: mpsc::Receiver<(HeaderMap, Bytes)>,
 ) -> anyhow::Result<Duration> {
     let endpoint = endpoint(links, url).await?;
+    let secrets = endpoint.secrets.as_ref().map_err(|why| *why).context("the self-check's endpoint")?;
 
     let now = links.clock.now();
     let event = Event {
@@ -83,7 +84,7 @@ async fn send(
                 continue;
             }
             let took = accepted.elapsed();
-            let secret = endpoint.secrets.current.expose();
+            let secret = secrets.current.expose();
             let verdict = verify_inbound(&header("x-webhook-signature"), secret, &body, links.clock.now().timestamp());
             if !verdict.valid {
                 bail!("the signature is wrong: {}", verdict.error.unwrap_or_default());

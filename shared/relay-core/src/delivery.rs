@@ -224,6 +224,8 @@ pub enum HandBack {
     Shutdown = 4,
     /// The endpoint asked to wait (Retry-After) or its rate is used up.
     Waiting = 5,
+    /// The pod doesn't have the key of the endpoint's secrets.
+    Withheld = 6,
 }
 
 /// The evidence of one POST.

@@ -1,16 +1,18 @@
 //! An endpoint: where a tenant wants its events, and how they are to be delivered. Parsed values only: what
 //! is here has passed the checks of the REST interface, or came from our own rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 
 use crate::breaker::CircuitRule;
 use crate::ids::{EndpointId, TenantId};
 use crate::matching::TypeFilter;
 use crate::mutation::{self, Safety};
 use crate::retry::Schedule;
+use crate::sealing::Withheld;
 use crate::signature::{Schemes, SigningKey, SigningSecret};
 
 /// The type of the events that the test route sends, unless told otherwise.
@@ -80,7 +82,7 @@ impl Default for RetrySettings {
     }
 }
 
-/// The secrets that sign an endpoint's deliveries.
+/// The secrets of an endpoint: they sign its deliveries, or go with them. `Debug` hides them.
 #[derive(Clone, Debug)]
 pub struct Secrets {
     /// Signs first.
@@ -91,12 +93,14 @@ pub struct Secrets {
     pub previous: Option<PreviousSecrets>,
     /// When the current secret came in (creation or rotation): 401 and 403 shortly after are retried.
     pub rotated_at: Option<DateTime<Utc>>,
+    /// Values of the custom headers that are marked secret, by name.
+    pub headers: BTreeMap<String, SecretString>,
 }
 
 impl Secrets {
     /// One secret, and nothing else.
     pub fn of(current: SigningSecret) -> Self {
-        Self { current, key: None, previous: None, rotated_at: None }
+        Self { current, key: None, previous: None, rotated_at: None, headers: BTreeMap::new() }
     }
 }
 
@@ -124,8 +128,10 @@ pub struct Endpoint {
     pub url: String,
     /// Which event types it wants.
     pub filter: TypeFilter,
-    /// Headers that go with each delivery.
+    /// Headers that go with each delivery, but for the secret ones.
     pub custom_headers: BTreeMap<String, String>,
+    /// Names of the custom headers whose values are secret.
+    pub secret_headers: BTreeSet<String>,
     /// How failures are repeated.
     pub retry: RetrySettings,
     /// Time-out of one attempt.
@@ -134,8 +140,8 @@ pub struct Endpoint {
     pub circuit: CircuitRule,
     /// Which signatures its deliveries carry.
     pub schemes: Schemes,
-    /// Signing secrets.
-    pub secrets: Secrets,
+    /// Signing secrets and secret headers, or why this process doesn't have them: then nothing can be sent from here.
+    pub secrets: Result<Secrets, Withheld>,
     /// Inactive endpoints match nothing; what waits for them becomes dead letters.
     pub is_active: bool,
     /// Paused endpoints match, but their deliveries wait.

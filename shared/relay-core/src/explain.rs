@@ -62,7 +62,7 @@ pub fn misses(event: Asked<'_>, endpoint: &Endpoint) -> Vec<Miss> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     use chrono::TimeZone;
@@ -88,11 +88,12 @@ mod tests {
             url: "https://example.com/".to_owned(),
             filter: TypeFilter::parse(&patterns).unwrap(),
             custom_headers: BTreeMap::new(),
+            secret_headers: BTreeSet::new(),
             retry: RetrySettings::default(),
             timeout: Duration::from_secs(30),
             circuit: CircuitRule::default(),
             schemes: Schemes::default(),
-            secrets: Secrets::of(SigningSecret::trusted("whsec_0123456789abcdef".to_owned())),
+            secrets: Ok(Secrets::of(SigningSecret::trusted("whsec_0123456789abcdef".to_owned()))),
             is_active,
             paused: false,
             discard_before: None,

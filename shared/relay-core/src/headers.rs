@@ -6,6 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::sealing::is_sealed;
+
 /// Headers of one endpoint at most.
 pub const HEADERS_MAX: usize = 50;
 /// Bytes of a name at most.
@@ -42,6 +46,9 @@ const RESERVED: &[&str] = &[
 ];
 /// Names that start like this are taken as well, those of later versions included.
 const RESERVED_PREFIXES: &[&str] = &["x-webhook-"];
+/// It could not be told from what we store in place of a secret.
+const STARTS_SEALED: &str = "a header value must not start with sealed:";
+
 /// Words in the names of headers that carry credentials.
 const SECRET_WORDS: &[&str] =
     &["authorization", "cookie", "token", "secret", "key", "password", "signature", "credential"];
@@ -56,15 +63,34 @@ pub struct HeaderError {
     pub why: &'static str,
 }
 
+/// What a request says of one custom header. `Debug` hides secret values.
+#[derive(Clone, Debug)]
+pub enum GivenHeader {
+    /// It is shown with the endpoint.
+    Plain(String),
+    /// It is stored sealed, and never shown again.
+    Secret(SecretString),
+    /// The stored value stays, and is secret from now on.
+    Kept,
+}
+
+/// Custom headers by name.
+pub type GivenHeaders = BTreeMap<String, GivenHeader>;
+
 /// Checks all custom headers of an endpoint.
-pub fn check(headers: &BTreeMap<String, String>) -> Result<(), HeaderError> {
+pub fn check(headers: &GivenHeaders) -> Result<(), HeaderError> {
     if headers.len() > HEADERS_MAX {
         return Err(HeaderError { name: String::new(), why: "at most 50 custom headers are allowed" });
     }
     let mut seen = BTreeSet::new();
-    for (name, value) in headers {
+    for (name, given) in headers {
         let refused = |why| HeaderError { name: name.clone(), why };
-        check_name(name).and_then(|()| check_value(value)).map_err(refused)?;
+        let value = match given {
+            GivenHeader::Plain(value) => check_value(value),
+            GivenHeader::Secret(value) => check_value(value.expose_secret()),
+            GivenHeader::Kept => Ok(()),
+        };
+        check_name(name).and(value).map_err(refused)?;
         if !seen.insert(name.to_ascii_lowercase()) {
             return Err(refused("the name stands there twice (case doesn't matter)"));
         }
@@ -102,6 +128,9 @@ fn check_value(value: &str) -> Result<(), &'static str> {
     if !value.bytes().all(|b| (b' '..=b'~').contains(&b) || b == b'\t') {
         return Err("a header value consists of printable ASCII characters");
     }
+    if is_sealed(value) {
+        return Err(STARTS_SEALED);
+    }
     if value.trim_matches([' ', '\t']) != value {
         return Err("a header value must not start or end with a blank");
     }
@@ -118,8 +147,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn map(headers: &[(&str, &str)]) -> BTreeMap<String, String> {
-        headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    fn map(headers: &[(&str, &str)]) -> GivenHeaders {
+        headers.iter().map(|(n, v)| ((*n).to_owned(), GivenHeader::Plain((*v).to_owned()))).collect()
     }
 
     #[test]
@@ -187,13 +216,27 @@ mod tests {
 
     #[test]
     fn limits_hold_at_their_edges() {
-        let many = |n: usize| (0..n).map(|i| (format!("X-{i}"), "v".to_owned())).collect::<BTreeMap<_, _>>();
+        let many = |n: usize| (0..n).map(|i| (format!("X-{i}"), GivenHeader::Kept)).collect::<GivenHeaders>();
         assert!(check(&many(HEADERS_MAX)).is_ok());
         assert!(check(&many(HEADERS_MAX + 1)).is_err());
         assert!(check(&map(&[(&"x".repeat(NAME_BYTES_MAX), &"v".repeat(VALUE_BYTES_MAX))])).is_ok());
         assert!(check(&map(&[(&"x".repeat(NAME_BYTES_MAX + 1), "")])).is_err());
         assert!(check(&map(&[("x", &"v".repeat(VALUE_BYTES_MAX + 1))])).is_err());
         assert!(check(&map(&[("X-A", "1"), ("x-a", "2")])).is_err());
+    }
+
+    #[test]
+    fn secret_values_are_checked_as_others_are_and_hidden() {
+        let secret = |name: &str, value: &str| {
+            GivenHeaders::from([(name.to_owned(), GivenHeader::Secret(value.to_owned().into()))])
+        };
+        assert!(!format!("{:?}", secret("X-A", "sesame")).contains("sesame"));
+        assert_eq!(check(&secret("X-A", "sesame")), Ok(()));
+        for (name, value) in [("X-A", "a\nb"), ("X-A", "sealed:v1:"), ("Host", "a")] {
+            assert_eq!(check(&secret(name, value)).unwrap_err().name, name);
+        }
+        assert!(check(&map(&[("X-A", "sealed:v1:")])).is_err());
+        assert!(check(&GivenHeaders::from([("Host".to_owned(), GivenHeader::Kept)])).is_err());
     }
 
     #[test]

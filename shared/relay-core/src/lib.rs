@@ -3,8 +3,9 @@
 //!
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
-//! (sent), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded). [`endpoint`], [`headers`],
-//! [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve the REST interface;
+//! (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded).
+//! [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve
+//! the REST interface;
 //! [`audit`] judges what a running system holds.
 
 pub mod address;
@@ -30,6 +31,7 @@ pub mod page;
 pub mod problem;
 pub mod protocol;
 pub mod retry;
+pub mod sealing;
 pub mod series;
 pub mod signature;
 pub mod subject;

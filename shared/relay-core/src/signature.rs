@@ -28,6 +28,7 @@ pub use self::inbound::{
 pub use self::key::{InvalidKey, PublicKey, SigningKey};
 pub use self::scheme::{InvalidSchemes, Scheme, Schemes};
 use crate::endpoint::Secrets;
+use crate::sealing::is_sealed;
 
 /// What a secret in the text form of Standard Webhooks starts with.
 const SECRET_PREFIX: &str = "whsec_";
@@ -44,6 +45,9 @@ pub enum InvalidSecret {
     /// Starts with `whsec_`, but the rest is not base64, so no Standard Webhooks library could use it.
     #[error("what follows whsec_ in a signing secret must be base64 (with padding)")]
     NotBase64,
+    /// Starts as what we store in place of a secret.
+    #[error("a signing secret must not start with sealed:")]
+    Sealed,
 }
 
 /// A signing secret. `Debug` hides it.
@@ -64,11 +68,14 @@ impl SigningSecret {
         if text.strip_prefix(SECRET_PREFIX).is_some_and(|encoded| STANDARD.decode(encoded).is_err()) {
             return Err(InvalidSecret::NotBase64);
         }
+        if is_sealed(&text) {
+            return Err(InvalidSecret::Sealed);
+        }
         Ok(Self(text.into()))
     }
 
     /// A secret from our own rows: taken as it is.
-    pub fn trusted(text: String) -> Self {
+    pub fn trusted(text: impl Into<SecretString>) -> Self {
         Self(text.into())
     }
 

@@ -9,15 +9,17 @@ use std::sync::Arc;
 use relay_bus::{Bus, BusOptions};
 use relay_circuit::Circuits;
 use relay_core::ids::TenantId;
+use relay_core::sealing::SealingKeys;
 use relay_core::subject::HINT_DIRECTORY;
 use relay_runtime::auth::{AuthError, Guard, OperatorKey};
 use relay_runtime::clock::{Clock, FOLLOW_INTERVAL};
-use relay_runtime::flags::{DatabaseFlags, FlagError, NatsFlags, RedisFlags};
+use relay_runtime::flags::{DatabaseFlags, FlagError, NatsFlags, RedisFlags, SecretsFlags};
 use relay_runtime::health::Health;
 use relay_runtime::metrics::Metrics;
+use relay_runtime::random;
 use relay_runtime::reconnect::retry;
 use relay_runtime::shutdown::Group;
-use relay_store::{Directory, Store, StoreOptions};
+use relay_store::{Directory, DirectorySnapshot, Sealer, Store, StoreOptions};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +34,38 @@ pub struct Addresses {
     pub redis_url: SecretString,
     /// NATS.
     pub nats_url: SecretString,
+}
+
+/// Whether a process may know the secrets of endpoints.
+pub enum Access {
+    /// It signs, or makes them: with these keys.
+    Secrets(SealingKeys),
+    /// It has no use for them, so it doesn't get them.
+    NoSecrets,
+}
+
+impl Access {
+    /// By a service's flags.
+    ///
+    /// # Errors
+    /// The keys can't be read.
+    pub fn from_flags(flags: &SecretsFlags) -> Result<Self, FlagError> {
+        Ok(Self::Secrets(flags.keys()?))
+    }
+
+    /// Options of a ledger with this access. Says it where secrets will stand there as they are.
+    pub fn options(self, name: &str) -> StoreOptions {
+        let options = StoreOptions::new(name);
+        let Self::Secrets(keys) = self else { return options };
+        match keys.ids().next() {
+            Some(key) => tracing::info!(%key, others = keys.ids().count() - 1, "secrets are encrypted in the database"),
+            None => tracing::warn!(
+                "no key is set: signing secrets and secret headers are stored as plain text (webhook-relay secrets \
+                 generate makes a key, --secrets-key-file or RELAY_SECRETS_KEY sets it)"
+            ),
+        }
+        options.with_secrets(Sealer::new(keys, random::bytes12))
+    }
 }
 
 impl Addresses {
@@ -69,13 +103,14 @@ impl Links {
     /// An address can't be read.
     pub async fn connect(
         addresses: &Addresses,
+        access: Access,
         name: &str,
         pod: &str,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let url = addresses.database_url.expose_secret();
         // Both are only parsed here: an address that can't be read is not worth waiting for.
-        let store = Store::lazy(url, StoreOptions::new(name))?;
+        let store = Store::lazy(url, access.options(name))?;
         let circuits = Circuits::connect(addresses.redis_url.expose_secret(), pod.to_owned())?;
         let Some(()) = retry("PostgreSQL", url, || store.ping(), stop).await else { return Ok(None) };
         Self::with_store(store, circuits, addresses, name, stop).await
@@ -87,11 +122,12 @@ impl Links {
     /// An address can't be read.
     pub async fn connect_without_database(
         addresses: &Addresses,
+        access: Access,
         name: &str,
         pod: &str,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
-        let store = Store::lazy(addresses.database_url.expose_secret(), StoreOptions::new(name))?;
+        let store = Store::lazy(addresses.database_url.expose_secret(), access.options(name))?;
         let circuits = Circuits::connect(addresses.redis_url.expose_secret(), pod.to_owned())?;
         Self::with_store(store, circuits, addresses, name, stop).await
     }
@@ -159,6 +195,13 @@ impl Links {
         health.register("clock", move || std::future::ready(clock.check()));
     }
 
+    /// Adds the check of a service that signs: it has the keys of all active endpoints' secrets. What it can't sign
+    /// waits; a rollout that forgot a key stops here.
+    pub fn check_secrets(&self, health: &Health) {
+        let directory = self.directory.clone();
+        health.register("secrets", move || std::future::ready(has_all_keys(&directory.snapshot())));
+    }
+
     /// Says loudly what the servers don't promise.
     pub async fn check_durability(&self) {
         match self.store.durability().await {
@@ -181,6 +224,13 @@ impl Links {
             Err(error) => tracing::warn!(%error, "the durability settings of NATS can't be read"),
         }
     }
+}
+
+fn has_all_keys(snapshot: &DirectorySnapshot) -> Result<(), String> {
+    let missing = snapshot.missing_keys().into_iter();
+    let missing: Vec<_> =
+        missing.map(|(key, endpoints)| format!("key {key} is missing for {endpoints} endpoints")).collect();
+    if missing.is_empty() { Ok(()) } else { Err(format!("{}; their deliveries wait", missing.join(", "))) }
 }
 
 /// Hears of changed directories.

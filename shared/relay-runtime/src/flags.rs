@@ -2,9 +2,11 @@
 //! what holds a password can come from a file too (`NAME_FILE`), as container platforms hand secrets over.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 #[cfg(debug_assertions)]
 use relay_core::mutation::{self, Safety};
+use relay_core::sealing::{InvalidKeys, SealingKeys};
 pub use secrecy::{ExposeSecret, SecretString};
 
 #[cfg(debug_assertions)]
@@ -21,6 +23,22 @@ pub enum FlagError {
         flag: &'static str,
         /// Its variable.
         env: &'static str,
+    },
+    /// The file with the keys for secrets at rest can't be read.
+    #[error("--secrets-key-file {file}: {why}")]
+    KeyFile {
+        /// The file.
+        file: String,
+        /// The error.
+        why: std::io::Error,
+    },
+    /// The keys for secrets at rest can't be used.
+    #[error("{from}: {why}")]
+    Keys {
+        /// The file or the variable.
+        from: String,
+        /// What is wrong, without a word of what stands there.
+        why: InvalidKeys,
     },
     /// The file that should hold a secret can't be read.
     #[error("{env}_FILE: {file}: {why}")]
@@ -93,6 +111,38 @@ server!(
     NatsFlags, nats_url, "--nats-url", "NATS_URL",
     "NATS, e.g. nats://user:…@localhost:4222 [env: NATS_URL or NATS_URL_FILE]"
 );
+
+/// The variable with the keys for secrets at rest.
+const SECRETS_KEY: &str = "RELAY_SECRETS_KEY";
+
+/// Which keys encrypt the secrets in the database.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SecretsFlags {
+    /// File with the keys that encrypt signing secrets and secret headers in the database, one a line, made by
+    /// `webhook-relay secrets generate`: the first encrypts, all of them decrypt [env: RELAY_SECRETS_KEY_FILE with the
+    /// file, or RELAY_SECRETS_KEY with the keys themselves]
+    #[arg(long, value_name = "FILE")]
+    pub secrets_key_file: Option<PathBuf>,
+}
+
+impl SecretsFlags {
+    /// The keys; none where none are given.
+    pub fn keys(&self) -> Result<SealingKeys, FlagError> {
+        let (from, text) = match &self.secrets_key_file {
+            Some(file) => {
+                let from = file.display().to_string();
+                let read = std::fs::read_to_string(file);
+                let text = read.map_err(|why| FlagError::KeyFile { file: from.clone(), why })?;
+                (from, SecretString::from(text))
+            }
+            None => match secret_from(SECRETS_KEY)? {
+                Some(text) => (format!("{SECRETS_KEY} (or {SECRETS_KEY}_FILE)"), text),
+                None => return Ok(SealingKeys::default()),
+            },
+        };
+        SealingKeys::parse(text.expose_secret()).map_err(|why| FlagError::Keys { from, why })
+    }
+}
 
 /// Default ports of the health listeners, so that all services can run on one machine.
 pub mod health_port {
@@ -176,6 +226,8 @@ mod tests {
         #[command(flatten)]
         nats: NatsFlags,
         #[command(flatten)]
+        secrets: SecretsFlags,
+        #[command(flatten)]
         health: HealthFlags,
         #[command(flatten)]
         log: LogFlags,
@@ -190,6 +242,23 @@ mod tests {
         assert_eq!(cli.health.listen(health_port::INGEST).port(), 9101);
         assert_eq!(cli.log.log_format, LogFormat::Json);
         assert!(cli.redis.redis_url.is_none() && cli.nats.nats_url.is_none());
+        assert!(cli.secrets.secrets_key_file.is_none());
+    }
+
+    #[test]
+    fn keys_come_from_the_file_that_is_named() {
+        let file = std::env::temp_dir().join(format!("relay-keys-{}", crate::pod::name()));
+        let flags = SecretsFlags { secrets_key_file: Some(file.clone()) };
+        assert!(flags.keys().unwrap_err().to_string().contains("relay-keys"), "it isn't there");
+        let key = SealingKeys::generate([7; 32]);
+        std::fs::write(&file, format!("# today\n{}\n", key.expose_secret())).unwrap();
+        assert_eq!(flags.keys().unwrap().ids().count(), 1);
+        std::fs::write(&file, "whek_short\n").unwrap();
+        let error = flags.keys().unwrap_err().to_string();
+        assert!(error.contains("secrets generate") && !error.contains("short"), "{error}");
+        std::fs::write(&file, "# nothing\n").unwrap();
+        assert!(flags.keys().is_err(), "a file without a key is a mistake");
+        std::fs::remove_file(file).unwrap();
     }
 
     #[test]

@@ -14,6 +14,11 @@ pub fn bytes10() -> [u8; 10] {
     random()
 }
 
+/// Twelve bytes: what a nonce needs.
+pub fn bytes12() -> [u8; 12] {
+    random()
+}
+
 /// 32 bytes: what a secret needs.
 pub fn bytes32() -> [u8; 32] {
     random()

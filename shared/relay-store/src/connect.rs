@@ -12,6 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::error::StoreError;
 use crate::run::{ACQUIRE_DEADLINE, DEADLINE, Runner, SERVER_DEADLINE};
+use crate::sealer::Sealer;
 
 /// The migrations, embedded.
 pub(crate) static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
@@ -34,12 +35,19 @@ pub struct StoreOptions {
     pub max_connections: u32,
     /// Connections for the interface's reads and writes.
     pub query_connections: u32,
+    /// Seals and opens the secrets of endpoints. `None`: they are neither read nor written.
+    pub secrets: Option<Sealer>,
 }
 
 impl StoreOptions {
     /// The usual sizes: batches need few connections.
     pub fn new(application_name: impl Into<String>) -> Self {
-        Self { application_name: application_name.into(), max_connections: 6, query_connections: 8 }
+        Self { application_name: application_name.into(), max_connections: 6, query_connections: 8, secrets: None }
+    }
+
+    /// With access to the secrets of endpoints.
+    pub fn with_secrets(self, sealer: Sealer) -> Self {
+        Self { secrets: Some(sealer), ..self }
     }
 }
 
@@ -66,6 +74,8 @@ pub struct Store {
     pub(crate) keyed: Runner,
     /// Everything else.
     pub(crate) queries: Runner,
+    /// For the secrets of endpoints.
+    pub(crate) secrets: Option<Sealer>,
 }
 
 impl std::fmt::Debug for Store {
@@ -135,6 +145,7 @@ impl Store {
                 options.max_connections,
             ),
             queries: runner::<&str>(&base, &[], options.query_connections),
+            secrets: options.secrets.clone(),
         }
     }
 
@@ -143,7 +154,12 @@ impl Store {
     pub(crate) fn of_pool(pool: &sqlx::PgPool) -> Self {
         Self::open(
             (*pool.connect_options()).clone(),
-            &StoreOptions { application_name: "relay-test".to_owned(), max_connections: 4, query_connections: 4 },
+            &StoreOptions {
+                application_name: "relay-test".to_owned(),
+                max_connections: 4,
+                query_connections: 4,
+                secrets: Some(crate::tests::sealer(&[1])),
+            },
         )
     }
 

@@ -13,14 +13,15 @@ use arc_swap::ArcSwap;
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::TenantId;
 use relay_core::keys::{ApiKey, KeyHash};
+use relay_core::sealing::{SealingKeyId, Withheld};
 use sqlx::types::Json;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::connect::Store;
-use crate::endpoints::EndpointRow;
+use crate::endpoint_row::EndpointRow;
 use crate::error::StoreError;
 use crate::keys::KeyRow;
 pub use crate::snapshot::DirectorySnapshot;
@@ -166,7 +167,7 @@ impl Directory {
             .all(sqlx::query_as!(
                 EndpointRow,
                 r#"select e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
-                    e.max_retries, e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds,
+                    e.secret_headers as "secret_headers: Json<BTreeMap<String, String>>", e.max_retries, e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds,
                     e.circuit_failure_threshold, e.circuit_window_seconds, e.circuit_recovery_seconds, e.secret, e.previous_secret,
                     e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
                     e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version
@@ -176,12 +177,13 @@ impl Directory {
             .await?;
         let mut endpoints = Vec::with_capacity(rows.len());
         for row in rows {
-            match Endpoint::try_from(row) {
+            match self.inner.store.endpoint_of(row) {
                 Ok(endpoint) => endpoints.push(endpoint),
                 // One row that this binary can't read must not keep the others out.
                 Err(error) => warn!(%error, "an endpoint is left out of the directory"),
             }
         }
+        tell_withheld(&endpoints);
         Ok(endpoints)
     }
 
@@ -270,5 +272,20 @@ impl Directory {
         loaded.retain(|(tenant, _)| snapshot.version(tenant).is_none());
         self.put(loaded);
         Ok(())
+    }
+}
+
+/// Says loudly which endpoints can't be sent to from here.
+fn tell_withheld(endpoints: &[Endpoint]) {
+    let mut missing: BTreeMap<SealingKeyId, usize> = BTreeMap::new();
+    for endpoint in endpoints.iter().filter(|e| e.is_active) {
+        match &endpoint.secrets {
+            Err(Withheld::MissingKey(key)) => *missing.entry(*key).or_default() += 1,
+            Err(why @ Withheld::Damaged) => error!(endpoint = %endpoint.id, "deliveries to an endpoint wait: {why}"),
+            Err(Withheld::NotRead) | Ok(_) => {}
+        }
+    }
+    for (key, endpoints) in missing {
+        error!(%key, endpoints, "deliveries wait: secrets are encrypted with a key that this process does not have; add it to the key file and restart");
     }
 }

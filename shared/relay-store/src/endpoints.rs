@@ -6,19 +6,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use relay_core::breaker::CircuitRule;
-use relay_core::endpoint::{Endpoint, PreviousSecrets, RetrySettings, Secrets};
+use relay_core::endpoint::{Endpoint, RetrySettings};
+use relay_core::headers::{GivenHeader, GivenHeaders};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
 use relay_core::page::Cursor;
 use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use sqlx::types::Json;
-use uuid::Uuid;
 
 use crate::connect::Store;
 use crate::dispatch::micros;
+use crate::endpoint_row::EndpointRow;
 use crate::error::StoreError;
+use crate::sealer::EndpointSealer;
 use crate::window::{Listed, TOTAL_MAX, Window};
 
 /// An endpoint to be created.
@@ -35,7 +36,7 @@ pub struct NewEndpoint {
     /// Which event types it wants.
     pub filter: TypeFilter,
     /// Headers that go with each delivery.
-    pub custom_headers: BTreeMap<String, String>,
+    pub custom_headers: GivenHeaders,
     /// How failures are repeated.
     pub retry: RetrySettings,
     /// Time-out of one attempt, whole seconds.
@@ -61,8 +62,9 @@ pub struct EndpointChange {
     pub url: Option<String>,
     /// Which event types it wants.
     pub filter: Option<TypeFilter>,
-    /// Headers that go with each delivery.
-    pub custom_headers: Option<BTreeMap<String, String>>,
+    /// Headers that go with each delivery, all of them: one that isn't here goes. A kept one that isn't stored as secret
+    /// is left out.
+    pub custom_headers: Option<GivenHeaders>,
     /// Attempts in all.
     pub max_retries: Option<u32>,
     /// Multiplier of the delays.
@@ -89,45 +91,6 @@ pub struct EndpointChange {
     pub paused: Option<bool>,
 }
 
-/// A row of `endpoints`.
-pub(crate) struct EndpointRow {
-    pub(crate) id: Uuid,
-    pub(crate) tenant: String,
-    pub(crate) name: String,
-    pub(crate) url: String,
-    pub(crate) event_types_filter: Vec<String>,
-    pub(crate) custom_headers: Json<BTreeMap<String, String>>,
-    pub(crate) max_retries: i32,
-    pub(crate) retry_backoff_base: f64,
-    pub(crate) retry_max_delay_seconds: i32,
-    pub(crate) retry_schedule_seconds: Option<Vec<i32>>,
-    pub(crate) timeout_seconds: i32,
-    pub(crate) circuit_failure_threshold: i32,
-    pub(crate) circuit_window_seconds: i32,
-    pub(crate) circuit_recovery_seconds: i32,
-    pub(crate) secret: String,
-    pub(crate) previous_secret: Option<String>,
-    pub(crate) previous_secret_until: Option<DateTime<Utc>>,
-    pub(crate) secret_rotated_at: Option<DateTime<Utc>>,
-    pub(crate) is_active: bool,
-    pub(crate) paused: bool,
-    pub(crate) signature_schemes: Option<Vec<String>>,
-    pub(crate) signing_key: Option<String>,
-    pub(crate) previous_signing_key: Option<String>,
-    pub(crate) discard_before: Option<DateTime<Utc>>,
-    pub(crate) created_at: DateTime<Utc>,
-    pub(crate) updated_at: Option<DateTime<Utc>>,
-    pub(crate) version: i64,
-}
-
-fn natural(n: i32) -> u32 {
-    u32::try_from(n).unwrap_or(0)
-}
-
-fn seconds(n: i32) -> Duration {
-    Duration::from_secs(u64::from(natural(n)))
-}
-
 fn stored(n: u32) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
@@ -140,67 +103,31 @@ fn stored_schedule(delays: &[u32]) -> Vec<i32> {
     delays.iter().map(|s| stored(*s)).collect()
 }
 
-fn names(schemes: Schemes) -> Vec<String> {
-    schemes.names().into_iter().map(str::to_owned).collect()
+/// Given headers as they are stored.
+struct StoredHeaders<'a> {
+    plain: BTreeMap<&'a str, &'a str>,
+    /// Sealed.
+    secret: BTreeMap<&'a str, String>,
+    /// Names of those whose stored value stays.
+    kept: Vec<String>,
 }
 
-impl TryFrom<EndpointRow> for Endpoint {
-    type Error = StoreError;
-
-    fn try_from(row: EndpointRow) -> Result<Self, StoreError> {
-        let filter = TypeFilter::try_from(row.event_types_filter)
-            .map_err(|e| StoreError::Inconsistent(format!("endpoint {} has a filter that is none: {e}", row.id)))?;
-        let schemes = match &row.signature_schemes {
-            None => Schemes::default(),
-            Some(names) => Schemes::parse(names)
-                .map_err(|e| StoreError::Inconsistent(format!("endpoint {} has unknown schemes: {e}", row.id)))?,
-        };
-        let key = |text: Option<String>| {
-            let key = text.map(SigningKey::parse).transpose();
-            key.map_err(|e| StoreError::Inconsistent(format!("endpoint {} has a key that is none: {e}", row.id)))
-        };
-        let previous = match row.previous_secret.zip(row.previous_secret_until) {
-            None => None,
-            Some((secret, until)) => Some(PreviousSecrets {
-                secret: SigningSecret::trusted(secret),
-                key: key(row.previous_signing_key)?,
-                until,
-            }),
-        };
-        Ok(Self {
-            id: EndpointId(row.id),
-            tenant: TenantId::trusted(&row.tenant),
-            name: row.name,
-            url: row.url,
-            filter,
-            custom_headers: row.custom_headers.0,
-            retry: RetrySettings {
-                max_retries: natural(row.max_retries),
-                backoff_base: row.retry_backoff_base,
-                max_delay_seconds: natural(row.retry_max_delay_seconds),
-                schedule_seconds: row.retry_schedule_seconds.map(|s| s.into_iter().map(natural).collect()),
-            },
-            timeout: seconds(row.timeout_seconds),
-            circuit: CircuitRule {
-                threshold: natural(row.circuit_failure_threshold),
-                window: seconds(row.circuit_window_seconds),
-                recovery: seconds(row.circuit_recovery_seconds),
-            },
-            schemes,
-            secrets: Secrets {
-                current: SigningSecret::trusted(row.secret),
-                key: key(row.signing_key)?,
-                previous,
-                rotated_at: row.secret_rotated_at,
-            },
-            is_active: row.is_active,
-            paused: row.paused,
-            discard_before: row.discard_before,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-            version: row.version,
-        })
+impl<'a> StoredHeaders<'a> {
+    fn new(given: &'a GivenHeaders, sealer: &EndpointSealer<'_>) -> Self {
+        let mut stored = Self { plain: BTreeMap::new(), secret: BTreeMap::new(), kept: Vec::new() };
+        for (name, header) in given {
+            match header {
+                GivenHeader::Plain(value) => drop(stored.plain.insert(name, value)),
+                GivenHeader::Secret(value) => drop(stored.secret.insert(name, sealer.header(name, value))),
+                GivenHeader::Kept => stored.kept.push(name.clone()),
+            }
+        }
+        stored
     }
+}
+
+fn names(schemes: Schemes) -> Vec<String> {
+    schemes.names().into_iter().map(str::to_owned).collect()
 }
 
 impl Store {
@@ -216,15 +143,19 @@ impl Store {
 
     /// Creates an endpoint. `None`: there is no such tenant.
     pub async fn create_endpoint(&self, new: &NewEndpoint) -> Result<Option<Endpoint>, StoreError> {
+        let sealer = self.sealer()?.of(&new.tenant, new.id);
+        let headers = StoredHeaders::new(&new.custom_headers, &sealer);
         let row = self
             .queries
             .optional(sqlx::query_as!(
                 EndpointRow,
                 r#"with t as (update tenants set directory_version = directory_version + 1 where id = $2 returning directory_version)
                 insert into endpoints (id, tenant, name, url, event_types_filter, custom_headers, max_retries, retry_backoff_base, retry_max_delay_seconds,
-                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, signature_schemes, signing_key, version)
-                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, t.directory_version from t
-                returning id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
+                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, signature_schemes, signing_key,
+                    secret_headers, version)
+                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, t.directory_version from t
+                returning id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
+                    secret_headers as "secret_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
                     previous_signing_key, discard_before, created_at, updated_at, version"#,
@@ -233,7 +164,7 @@ impl Store {
                 new.name,
                 new.url,
                 new.filter.patterns(),
-                Json(&new.custom_headers) as _,
+                Json(&headers.plain) as _,
                 stored(new.retry.max_retries),
                 new.retry.backoff_base,
                 stored(new.retry.max_delay_seconds),
@@ -242,13 +173,14 @@ impl Store {
                 stored(new.circuit.threshold),
                 stored_seconds(new.circuit.window),
                 stored_seconds(new.circuit.recovery),
-                new.secret.expose(),
+                sealer.secret(&new.secret),
                 new.is_active,
                 names(new.schemes) as _,
-                new.key.as_ref().map(SigningKey::expose)
+                new.key.as_ref().map(|key| sealer.key(key)),
+                Json(&headers.secret) as _
             ))
             .await?;
-        row.map(Endpoint::try_from).transpose()
+        row.map(|row| self.endpoint_of(row)).transpose()
     }
 
     /// One endpoint, active or not.
@@ -257,7 +189,8 @@ impl Store {
             .queries
             .optional(sqlx::query_as!(
                 EndpointRow,
-                r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
+                r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
+                    secret_headers as "secret_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
                     previous_signing_key, discard_before, created_at, updated_at, version
@@ -266,7 +199,7 @@ impl Store {
                 tenant.as_str()
             ))
             .await?;
-        row.map(Endpoint::try_from).transpose()
+        row.map(|row| self.endpoint_of(row)).transpose()
     }
 
     /// A tenant's endpoints, newest first.
@@ -280,7 +213,8 @@ impl Store {
             .queries
             .all(sqlx::query_as!(
                 EndpointRow,
-                r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
+                r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
+                    secret_headers as "secret_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
                     previous_signing_key, discard_before, created_at, updated_at, version
@@ -303,7 +237,7 @@ impl Store {
             TOTAL_MAX + 1
         );
         let total = window.total(rows.len(), self.queries.one(count)).await?;
-        let items = rows.into_iter().map(Endpoint::try_from).collect::<Result<Vec<_>, _>>()?;
+        let items = rows.into_iter().map(|row| self.endpoint_of(row)).collect::<Result<Vec<_>, _>>()?;
         Ok(Listed::cut(items, window, total, |e: &Endpoint| Cursor { at: e.created_at, id: e.id.0 }))
     }
 
@@ -314,6 +248,8 @@ impl Store {
         id: EndpointId,
         change: &EndpointChange,
     ) -> Result<Option<Endpoint>, StoreError> {
+        let sealer = self.sealer()?.of(tenant, id);
+        let headers = change.custom_headers.as_ref().map(|given| StoredHeaders::new(given, &sealer));
         let schedule: Option<Option<Vec<i32>>> =
             change.schedule_seconds.as_ref().map(|s| s.as_deref().map(stored_schedule));
         let row = self
@@ -334,10 +270,15 @@ impl Store {
                     circuit_recovery_seconds = coalesce($15, e.circuit_recovery_seconds), is_active = coalesce($16, e.is_active),
                     paused = coalesce($17, e.paused), discard_before = case when $17::boolean is null then e.discard_before end,
                     signature_schemes = coalesce($18, e.signature_schemes), signing_key = coalesce(e.signing_key, $19),
+                    secret_headers = case when $20::jsonb is null then e.secret_headers else $20 || coalesce((
+                        select jsonb_object_agg(k.name, s.value) from unnest($21::text[]) as k (name)
+                        join jsonb_each(e.secret_headers) as s on lower(s.key) = lower(k.name)
+                    ), '{}') end,
                     updated_at = now(), version = t.directory_version
                 from t
                 where e.id = $1 and e.tenant = $2
-                returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
+                returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
+                    e.secret_headers as "secret_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
                     e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
                     e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
@@ -346,7 +287,7 @@ impl Store {
                 change.name,
                 change.url,
                 change.filter.as_ref().map(|f| f.patterns().to_vec()) as _,
-                change.custom_headers.as_ref().map(Json) as _,
+                headers.as_ref().map(|h| Json(&h.plain)) as _,
                 change.max_retries.map(stored),
                 change.backoff_base,
                 change.max_delay_seconds.map(stored),
@@ -359,10 +300,12 @@ impl Store {
                 change.is_active,
                 change.paused,
                 change.schemes.map(names) as _,
-                change.key.as_ref().map(SigningKey::expose)
+                change.key.as_ref().map(|key| sealer.key(key)),
+                headers.as_ref().map(|h| Json(&h.secret)) as _,
+                headers.as_ref().map_or(&[][..], |h| &h.kept) as _
             ))
             .await?;
-        row.map(Endpoint::try_from).transpose()
+        row.map(|row| self.endpoint_of(row)).transpose()
     }
 
     /// Deactivates an endpoint. False: there is no such endpoint.
@@ -381,6 +324,7 @@ impl Store {
         key: &SigningKey,
         overlap: Duration,
     ) -> Result<Option<Endpoint>, StoreError> {
+        let sealer = self.sealer()?.of(tenant, id);
         let row = self
             .queries
             .optional(sqlx::query_as!(
@@ -398,18 +342,19 @@ impl Store {
                     secret_rotated_at = now(), updated_at = now(), version = t.directory_version
                 from t
                 where e.id = $1 and e.tenant = $2
-                returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
+                returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
+                    e.secret_headers as "secret_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
                     e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
                     e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
-                secret.expose(),
+                sealer.secret(secret),
                 micros(overlap),
-                key.expose()
+                sealer.key(key)
             ))
             .await?;
-        row.map(Endpoint::try_from).transpose()
+        row.map(|row| self.endpoint_of(row)).transpose()
     }
 
     /// Ends a rotation's overlap. False: there is no such endpoint.

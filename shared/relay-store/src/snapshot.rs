@@ -1,13 +1,14 @@
 //! The directory at one moment: tenants, their versions, their endpoints, an index from event types to the
 //! endpoints that want them, and the API keys. Made by [`crate::directory`]; read by ingest, dispatcher and deliverer. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::keys::{ApiKey, KeyHash};
 use relay_core::matching::is_exact;
+use relay_core::sealing::{SealingKeyId, Withheld};
 
 /// One tenant's endpoints.
 #[derive(Debug, Default)]
@@ -97,6 +98,17 @@ impl DirectorySnapshot {
     /// All tenants with their versions.
     pub fn tenants(&self) -> impl Iterator<Item = (&TenantId, i64)> {
         self.tenants.iter().map(|(id, t)| (id, t.version))
+    }
+
+    /// Keys of secrets that this process doesn't have, with the number of active endpoints that wait for them.
+    pub fn missing_keys(&self) -> BTreeMap<SealingKeyId, usize> {
+        let mut missing = BTreeMap::new();
+        for endpoint in self.endpoints.values().filter(|e| e.is_active) {
+            if let Err(Withheld::MissingKey(key)) = endpoint.secrets {
+                *missing.entry(key).or_default() += 1;
+            }
+        }
+        missing
     }
 
     /// An API key, good or not.

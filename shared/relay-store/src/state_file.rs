@@ -1,7 +1,7 @@
 //! The directory as a file: what an ingest needs to accept events while Postgres is away. No secrets in it: no signing
 //! secrets, and of API keys only their hashes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use relay_core::breaker::CircuitRule;
-use relay_core::endpoint::{Endpoint, RetrySettings, Secrets};
+use relay_core::endpoint::{Endpoint, RetrySettings};
 use relay_core::ids::{EndpointId, KeyId, TenantId};
 use relay_core::keys::{ApiKey, KeyHash, Scope, Scopes};
 use relay_core::matching::TypeFilter;
-use relay_core::signature::{Schemes, SigningSecret};
+use relay_core::sealing::Withheld;
+use relay_core::signature::Schemes;
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{DirectorySnapshot, Loaded};
@@ -105,11 +106,12 @@ impl Entry {
             url: self.url,
             filter: self.filter,
             custom_headers: BTreeMap::new(),
+            secret_headers: BTreeSet::new(),
             retry: RetrySettings::default(),
             timeout: Duration::from_secs(self.timeout_seconds),
             circuit: CircuitRule::default(),
             schemes: Schemes::default(),
-            secrets: Secrets::of(SigningSecret::trusted(String::new())),
+            secrets: Err(Withheld::NotRead),
             is_active: self.is_active,
             paused: self.paused,
             discard_before: None,

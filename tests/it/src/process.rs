@@ -101,7 +101,9 @@ impl Process {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = Command::new(binary);
         // What is set around the tests is not for the systems under test.
-        for name in ["DATABASE_URL", "REDIS_URL", "NATS_URL", "RELAY_API_KEY"] {
+        for name in
+            ["DATABASE_URL", "REDIS_URL", "NATS_URL", "RELAY_API_KEY", "RELAY_SECRETS_KEY", "RELAY_SECRETS_KEY_FILE"]
+        {
             command.env_remove(name);
         }
         let child = command

@@ -190,6 +190,12 @@ impl World {
         Ok(Launched { process, health, interface })
     }
 
+    /// Sets a variable of the environment of services that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.links.retain(|l| !l.starts_with(&format!("{name}=")));
+        self.links.push(format!("{name}={value}"));
+    }
+
     /// Puts a proxy between one of the servers (`DATABASE_URL`, `REDIS_URL`, `NATS_URL`) and the services that are
     /// started from now on.
     pub async fn proxy(&mut self, name: &str) -> anyhow::Result<Proxy> {
@@ -197,8 +203,7 @@ impl World {
         let (host, port) = (url.host_str().context("no host")?, url.port().context("no port")?);
         let proxy = Proxy::start(format!("{host}:{port}").parse()?).await?;
         url.set_port(Some(proxy.address().port())).map_err(|()| anyhow::anyhow!("no port can be set"))?;
-        self.links.retain(|l| !l.starts_with(&format!("{name}=")));
-        self.links.push(format!("{name}={url}"));
+        self.set(name, url.as_str());
         Ok(proxy)
     }
 
@@ -206,6 +211,7 @@ impl World {
     pub fn command(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = std::process::Command::new(binary("webhook-relay")?);
         command.args(args).arg("--data-dir").arg(self.dir.0.join("data")).env_remove("DATABASE_URL");
+        command.env_remove("RELAY_SECRETS_KEY").env_remove("RELAY_SECRETS_KEY_FILE");
         let output = command.output()?;
         let error = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "{args:?}: {error}");
@@ -247,5 +253,5 @@ async fn wait_for_file(path: &std::path::Path, servers: &mut Process) -> anyhow:
 
 fn read_links(path: &std::path::Path) -> anyhow::Result<Vec<String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(text.lines().filter(|l| l.contains('=')).map(str::to_owned).collect())
+    Ok(text.lines().filter(|l| l.contains('=')).map(|l| l.replace('\'', "")).collect())
 }

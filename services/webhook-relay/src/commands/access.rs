@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
-use relay_runtime::flags::DatabaseFlags;
+use relay_core::sealing::SealingKeys;
+use relay_runtime::flags::{DatabaseFlags, SecretsFlags};
 use relay_store::{Listed, Store, StoreError, StoreOptions, Window};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use super::private::ADDRESSES;
+use super::private::{ADDRESSES, SECRETS_KEY_FILE};
 
 /// Rows that are asked for at once.
 const STEP: i64 = 500;
@@ -30,10 +31,19 @@ pub struct AccessFlags {
 impl AccessFlags {
     /// Does `work` with the database. Blocks.
     pub fn with_store<T>(&self, work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        self.with_options(StoreOptions::new("webhook-relay keys"), work)
+    }
+
+    /// The same, connecting as `options` say.
+    pub fn with_options<T>(
+        &self,
+        options: StoreOptions,
+        work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let url = self.url()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let connect = Store::connect(url.expose_secret(), StoreOptions::new("webhook-relay keys"));
+            let connect = Store::connect(url.expose_secret(), options);
             let store = connect.await.context("the database does not answer (is `webhook-relay up` running?)")?;
             if store.pending_migrations().await? > 0 {
                 bail!("the database schema is not up to date: run `webhook-relay migrate` first");
@@ -42,6 +52,16 @@ impl AccessFlags {
             store.close().await;
             done
         })
+    }
+
+    /// The keys for secrets: those that the flags say, else those that `up` uses with its private database.
+    pub fn keys(&self, flags: &SecretsFlags) -> anyhow::Result<SealingKeys> {
+        let keys = flags.keys()?;
+        if !keys.is_empty() || !self.is_private()? {
+            return Ok(keys);
+        }
+        let Ok(file) = self.address(SECRETS_KEY_FILE, "--secrets-key-file") else { return Ok(keys) };
+        Ok(SecretsFlags { secrets_key_file: Some(file.expose_secret().into()) }.keys()?)
     }
 
     /// Whether the servers are those below the data directory.
@@ -72,6 +92,7 @@ impl AccessFlags {
             )
         })?;
         let url = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let url = url.map(|text| text.trim_matches('\''));
         Ok(url.with_context(|| format!("{} has no {name}", file.display()))?.into())
     }
 

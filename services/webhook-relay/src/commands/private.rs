@@ -7,12 +7,19 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use relay_core::sealing::SealingKeys;
 use relay_links::Addresses;
+use relay_runtime::flags::SecretsFlags;
+use relay_runtime::random;
 use relay_servers::{ServerKind, Servers, ServersConfig, Signal};
 use secrecy::ExposeSecret;
 
 /// The file with the addresses of the servers, in the data directory.
 pub const ADDRESSES: &str = "servers.env";
+/// The variable that names the file with the keys for secrets, in that file.
+pub const SECRETS_KEY_FILE: &str = "RELAY_SECRETS_KEY_FILE";
+/// The file with the keys for the private database's secrets, in the data directory.
+const KEYS: &str = "secrets.keys";
 /// How often the servers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// nats-server is started again when it has been ill for this long: since 2.14 a stream freezes on a disk error until then.
@@ -60,11 +67,33 @@ impl PrivateFlags {
         self.data_dir.join(ADDRESSES).exists()
     }
 
-    /// Writes the addresses where other processes of the same user find them.
-    pub fn write_addresses(&self, addresses: &Addresses) -> anyhow::Result<PathBuf> {
+    /// Which keys encrypt the private database's secrets: those of the flags, else those of a file in the data directory,
+    /// which is made where it isn't there. And the file, where it is known.
+    pub fn keys(&self, flags: &SecretsFlags) -> anyhow::Result<(SealingKeys, Option<PathBuf>)> {
+        let given = flags.keys()?;
+        if !given.is_empty() {
+            return Ok((given, flags.secrets_key_file.as_ref().map(std::path::absolute).transpose()?));
+        }
+        let path = std::path::absolute(self.data_dir.join(KEYS))?;
+        if !path.exists() {
+            let key = SealingKeys::generate(random::bytes32());
+            let text = format!(
+                "# Encrypts the secrets in the database. Keep a copy apart from it.\n{}\n",
+                key.expose_secret()
+            );
+            write_private(&path, &text)?;
+        }
+        let keys = SecretsFlags { secrets_key_file: Some(path.clone()) }.keys()?;
+        Ok((keys, Some(path)))
+    }
+
+    /// Writes the addresses, and the file with the keys for secrets, where other processes of the same user find them.
+    pub fn write_addresses(&self, addresses: &Addresses, keys: Option<&Path>) -> anyhow::Result<PathBuf> {
         let path = self.data_dir.join(ADDRESSES);
+        // In quotes, since a shell may read this file.
+        let keys = keys.map(|file| format!("{SECRETS_KEY_FILE}='{}'\n", file.display())).unwrap_or_default();
         let text = format!(
-            "DATABASE_URL={}\nREDIS_URL={}\nNATS_URL={}\n",
+            "DATABASE_URL={}\nREDIS_URL={}\nNATS_URL={}\n{keys}",
             addresses.database_url.expose_secret(),
             addresses.redis_url.expose_secret(),
             addresses.nats_url.expose_secret()

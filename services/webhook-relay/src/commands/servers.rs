@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use relay_links::Addresses;
-use relay_runtime::flags::LogFlags;
+use relay_runtime::flags::{LogFlags, SecretsFlags};
 use relay_runtime::shutdown::Shutdown;
 use relay_servers::ServerKind;
 use relay_store::{Store, StoreOptions};
@@ -13,7 +13,7 @@ use super::private::{PrivateFlags, supervise};
 
 /// Private PostgreSQL, Redis and nats-server without services, until Ctrl-C.
 ///
-/// Their addresses are written to servers.env in the data directory:
+/// Their addresses, and the file with the key for secrets, are written to servers.env in the data directory:
 ///   set -a; . .relay/servers.env; set +a; ingest & dispatcher & deliverer --allow-network 127.0.0.0/8 &
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
@@ -58,7 +58,8 @@ async fn prepare(private: &PrivateFlags, addresses: &Addresses) -> anyhow::Resul
         Store::connect(addresses.database_url.expose_secret(), StoreOptions::new("webhook-relay servers")).await?;
     store.migrate().await?;
     store.close().await;
-    let path = private.write_addresses(addresses)?;
+    let (_, keys) = private.keys(&SecretsFlags::default())?;
+    let path = private.write_addresses(addresses, keys.as_deref())?;
     println!("the servers are up; their addresses: {}", path.display());
     Ok(())
 }

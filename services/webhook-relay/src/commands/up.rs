@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use deliverer::EgressProxy;
 use ipnet::IpNet;
-use relay_links::{Addresses, Links};
+use relay_core::sealing::SealingKeys;
+use relay_links::{Access, Addresses, Links};
 use relay_runtime::auth::{self, AuthError, OperatorKey};
-use relay_runtime::flags::{DatabaseFlags, LogFlags, NatsFlags, RedisFlags};
+use relay_runtime::flags::{DatabaseFlags, LogFlags, NatsFlags, RedisFlags, SecretsFlags};
 use relay_runtime::http::{Front, FrontFlags};
 use relay_runtime::shutdown::Shutdown;
 use relay_servers::{ServerKind, Servers};
@@ -23,12 +24,13 @@ use crate::self_check;
 ///
 /// Starts private PostgreSQL, Redis and nats-server on loopback, or uses yours where their URLs are given, migrates,
 /// runs all services with the REST interface on --listen, and sends one event through it all to itself. Deliveries
-/// to 127.0.0.0/8 are allowed, so that you can try it with a receiver on this machine.
+/// to 127.0.0.0/8 are allowed, so that you can try it with a receiver on this machine. Signing secrets and secret headers
+/// are encrypted in the private database, with a key that is made in secrets.keys in the data directory.
 ///
 /// Examples:
 ///   webhook-relay up
 ///   webhook-relay up --listen 127.0.0.1:9000 --data-dir /var/lib/webhook-relay
-///   webhook-relay up --database-url postgres://me@db/relay --redis-url redis://cache --nats-url nats://me:pw@bus
+///   webhook-relay up --secrets-key-file relay.keys --database-url postgres://me@db/relay --redis-url redis://cache --nats-url nats://me:pw@bus
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -40,6 +42,8 @@ pub struct Args {
     redis: RedisFlags,
     #[command(flatten)]
     nats: NatsFlags,
+    #[command(flatten)]
+    secrets: SecretsFlags,
     #[command(flatten)]
     ingest: ingest::Config,
     #[command(flatten)]
@@ -72,6 +76,9 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let given =
         Given { database: args.database.optional()?, redis: args.redis.optional()?, nats: args.nats.optional()? };
     let kinds = given.missing();
+    // With one of its own, others may work with the same database: they need the same key, so none is made here.
+    let is_private = given.database.is_none();
+    args.secrets.keys()?;
     // A database that is still to be made has no keys.
     if !auth::is_loopback(args.ingest.listen) && !key.is_set() && given.database.is_none() && !args.private.was_used() {
         return Err(AuthError::Open(args.ingest.listen).into());
@@ -89,7 +96,8 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     }
     let mut servers = args.private.start(&kinds)?;
     let addresses = given.or_private(&servers)?;
-    args.private.write_addresses(&addresses)?;
+    let (keys, file) = if is_private { args.private.keys(&args.secrets)? } else { (args.secrets.keys()?, None) };
+    args.private.write_addresses(&addresses, file.as_deref())?;
     if !kinds.is_empty() {
         println!("servers are up after {:.1} s", started.elapsed().as_secs_f64());
     }
@@ -97,7 +105,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let nats_port = servers.port(ServerKind::Nats);
     let (sender, done) = mpsc::channel();
     let work = runtime.spawn(async move {
-        let outcome = Box::pin(serve(args, key, front, egress, addresses, nats_port, shutdown)).await;
+        let outcome = Box::pin(serve(args, key, front, egress, (addresses, keys), nats_port, shutdown)).await;
         // The receiver is there until this was sent.
         let _ = sender.send(());
         outcome
@@ -151,11 +159,12 @@ async fn serve(
     key: OperatorKey,
     front: Front,
     egress: Option<EgressProxy>,
-    addresses: Addresses,
+    (addresses, keys): (Addresses, SealingKeys),
     nats_port: Option<u16>,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let pod = relay_runtime::pod::name();
+    let is_private = args.database.optional()?.is_none();
     let database = addresses.database_url.expose_secret();
     let migrate = async {
         let store = Store::connect(database, StoreOptions::new("webhook-relay migrate")).await?;
@@ -164,8 +173,15 @@ async fn serve(
         anyhow::Ok(())
     };
     migrate.await.context("bringing the schema up to date")?;
-    let Some(links) = Links::connect(&addresses, "webhook-relay", &pod, &shutdown.soft()).await? else { return Ok(()) };
+    let Some(links) =
+        Links::connect(&addresses, Access::Secrets(keys), "webhook-relay", &pod, &shutdown.soft()).await?
+    else {
+        return Ok(());
+    };
 
+    if is_private {
+        encrypt_stored(&links.store).await.context("encrypting stored secrets")?;
+    }
     let state_dir = args.ingest.state_dir.clone().or_else(|| Some(args.private.data_dir.join("state")));
     let guard = links.guard(args.ingest.listen, key)?;
     let open = guard.is_open();
@@ -199,6 +215,15 @@ async fn serve(
     };
     let (outcome, ()) = tokio::join!(shutdown.finish(), check);
     Ok(outcome?)
+}
+
+/// Encrypts with the first key what was stored before it came in. What can't be opened is held, and said by the directory.
+async fn encrypt_stored(store: &Store) -> anyhow::Result<()> {
+    let done = store.reseal_all().await?;
+    if done.encrypted + done.rotated > 0 {
+        tracing::info!(encrypted = done.encrypted, rotated = done.rotated, "stored secrets were encrypted");
+    }
+    Ok(())
 }
 
 /// Says where everything is, and how to begin.

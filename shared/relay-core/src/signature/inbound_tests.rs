@@ -202,7 +202,7 @@ proptest! {
                 key: Some(previous.1.clone()),
                 until: chrono::DateTime::UNIX_EPOCH,
             }),
-            rotated_at: None,
+            ..secrets()
         };
         let every = Schemes::parse(&["webhook-relay", "standard-v1", "standard-v1a"]).unwrap();
         for (in_overlap, generation, good) in [(true, &previous, true), (true, &current, true), (false, &previous, false), (false, &current, true)] {

@@ -32,7 +32,7 @@ async fn backend(store: &Store) -> i32 {
 async fn a_deadline_closes_the_connection_and_so_does_a_dropped_future(pool: PgPool) {
     let mut store = Store::open(
         (*pool.connect_options()).clone(),
-        &StoreOptions { application_name: "t".to_owned(), max_connections: 1, query_connections: 1 },
+        &StoreOptions { application_name: "t".to_owned(), max_connections: 1, query_connections: 1, secrets: None },
     );
     let first = backend(&store).await;
     assert_eq!(backend(&store).await, first, "a connection that has answered is used again");

@@ -11,6 +11,7 @@ mod listing;
 mod plans;
 mod recording;
 mod replaying;
+mod resealing;
 mod resuming;
 mod statistics;
 
@@ -24,15 +25,18 @@ use relay_core::breaker::CircuitRule;
 use relay_core::delivery::{DeliveryResult, Evidence, Outcome};
 use relay_core::endpoint::{Endpoint, RetrySettings};
 use relay_core::event::{Event, EventType};
+use relay_core::headers::GivenHeader;
 use relay_core::ids::{AttemptId, EndpointId, EventId, IdempotencyKey, TenantId, uuid_v7};
 use relay_core::job::Job;
 use relay_core::matching::TypeFilter;
 use relay_core::protocol::{FoldedResult, PlannedDelivery, PlannedEvent};
+use relay_core::sealing::{NonceBytes, SealingKeys};
 use relay_core::signature::{Schemes, SigningSecret};
 use relay_core::subject::Lane;
+use secrecy::ExposeSecret;
 use sqlx::PgPool;
 
-use crate::{DispatchOutcome, NewEndpoint, Recorded, Store};
+use crate::{DispatchOutcome, NewEndpoint, Recorded, Sealer, Store};
 
 /// A store in its own database, and a second way into it.
 struct Ledger {
@@ -60,7 +64,27 @@ fn random10() -> [u8; 10] {
     bytes
 }
 
+/// A sealer with keys that are made of these bytes.
+pub(crate) fn sealer(keys: &[u8]) -> Sealer {
+    let texts: Vec<_> = keys.iter().map(|b| SealingKeys::generate([*b; 32]).expose_secret().to_owned()).collect();
+    let keys = if texts.is_empty() { SealingKeys::default() } else { SealingKeys::parse(&texts.join(",")).unwrap() };
+    Sealer::new(keys, nonce)
+}
+
+fn nonce() -> NonceBytes {
+    let mut bytes = [0; 12];
+    bytes[..10].copy_from_slice(&random10());
+    bytes
+}
+
 impl Ledger {
+    /// The same database, with other keys.
+    fn with_keys(&self, keys: &[u8]) -> Store {
+        let mut store = self.store.clone();
+        store.secrets = Some(sealer(keys));
+        store
+    }
+
     async fn new(pool: PgPool) -> Self {
         let store = Store::of_pool(&pool);
         let now = store.clock().await.unwrap();
@@ -79,7 +103,7 @@ impl Ledger {
             name: "test".to_owned(),
             url: "https://example.com/".to_owned(),
             filter: TypeFilter::parse(&patterns).unwrap(),
-            custom_headers: BTreeMap::from([("X-Team".to_owned(), "blue".to_owned())]),
+            custom_headers: BTreeMap::from([("X-Team".to_owned(), GivenHeader::Plain("blue".to_owned()))]),
             retry: RetrySettings { schedule_seconds: Some(vec![1, 2]), ..RetrySettings::default() },
             timeout: Duration::from_secs(30),
             circuit: CircuitRule::default(),

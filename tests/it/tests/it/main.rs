@@ -25,6 +25,7 @@ mod letters_in_bulk;
 mod libraries;
 mod outages;
 mod restarts;
+mod secrets;
 mod services;
 mod start;
 mod statistics;

@@ -60,7 +60,7 @@ pub async fn create(
     let made = api.links.store.create_endpoint(&new).await?;
     let endpoint = made.ok_or_else(|| Refusal::Internal(format!("there is no tenant {tenant}")))?;
     api.directory_changed(&tenant).await;
-    Ok((StatusCode::CREATED, Json(EndpointWithSecret::new(&endpoint, now))))
+    Ok((StatusCode::CREATED, Json(EndpointWithSecret::new(&endpoint, &new.secret, now))))
 }
 
 /// The endpoint that checked settings mean, with the defaults of the interface.

@@ -52,6 +52,25 @@ pub struct EndpointChangeRequest {
     paused: Option<bool>,
 }
 
+/// A custom header: its value, or the value and whether it is secret.
+#[derive(utoipa::ToSchema)]
+#[schema(as = CustomHeaderRequest)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes the request in the OpenAPI document")]
+pub enum HeaderRequest {
+    /// Shown with the endpoint.
+    Plain(String),
+    /// Secret, or not.
+    Marked {
+        /// Without it the stored value stays, where `secret` is true.
+        #[schema(max_length = 4096)]
+        value: Option<String>,
+        /// Whether it is stored encrypted and never shown again.
+        #[schema(default = false)]
+        secret: Option<bool>,
+    },
+}
+
 /// What both have.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the request in the OpenAPI document")]
@@ -70,7 +89,10 @@ pub struct EndpointOptions {
     timeout_seconds: Option<u32>,
     /// Event types; `order.*` and `order.>` work as in NATS subjects. Empty: all.
     event_types_filter: Option<Vec<String>>,
-    custom_headers: Option<std::collections::BTreeMap<String, String>>,
+    /// Headers that go with each delivery. `{"value": "…", "secret": true}` marks a value secret: it is stored encrypted and
+    /// never shown again. Headers that a change doesn't mention go; `{"secret": true}` without a value keeps what is stored.
+    #[schema(example = json!({"X-Team": "blue", "X-Api-Key": {"value": "s3cr3t", "secret": true}}))]
+    custom_headers: Option<std::collections::BTreeMap<String, HeaderRequest>>,
     /// `webhook-relay` (header `X-Webhook-Signature`, as the `stripe` libraries verify it), `standard-v1` and
     /// `standard-v1a` (header `webhook-signature` of Standard Webhooks: HMAC and Ed25519).
     #[schema(min_items = 1, default = json!(["webhook-relay", "standard-v1"]))]

@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use relay_core::endpoint::limits;
+use relay_core::headers::{GivenHeader, GivenHeaders};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::signature::{Scheme, SigningKey};
 use relay_core::subject::HINT_DUE;
@@ -17,10 +18,11 @@ use relay_store::EndpointChange;
 
 use super::{BODY_BYTES_MAX, EndpointChangeRequest};
 use crate::api::Api;
+use crate::fields::Faults;
 use crate::query;
 use crate::refusal::Refusal;
 use crate::routes::body::{self, SaysJson};
-use crate::settings::{self, Settings};
+use crate::settings::{self, Settings, VALUE_NEEDED};
 use crate::shapes::EndpointShape;
 
 /// Change an endpoint
@@ -51,8 +53,12 @@ pub async fn patch(
 ) -> Result<Json<EndpointShape>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let body = body::json(said, sent, BODY_BYTES_MAX)?;
-    let change = change_of(settings::change(&body, &api.policy)?);
+    let mut settings = settings::change(&body, &api.policy)?;
     let tenant = caller.tenant;
+    if let Some(headers) = &mut settings.custom_headers {
+        find_kept(&api, &tenant, id, headers).await?;
+    }
+    let change = change_of(settings);
     if change.is_active == Some(true) {
         check_room(&api, &tenant, id).await?;
     }
@@ -65,6 +71,25 @@ pub async fn patch(
         api.links.bus.hint(HINT_DUE, Bytes::from(id.to_string())).await;
     }
     Ok(Json(EndpointShape::new(&endpoint, api.links.clock.now())))
+}
+
+/// Looks up the headers whose stored value is to stay: one that isn't secret yet is written anew as such, and one that
+/// isn't stored at all is refused.
+async fn find_kept(api: &Api, tenant: &TenantId, id: EndpointId, headers: &mut GivenHeaders) -> Result<(), Refusal> {
+    if !headers.values().any(|header| matches!(header, GivenHeader::Kept)) {
+        return Ok(());
+    }
+    let endpoint = api.links.store.get_endpoint(tenant, id).await?.ok_or(Refusal::UnknownEndpoint)?;
+    let mut faults = Faults::default();
+    for (name, header) in headers.iter_mut().filter(|(_, header)| matches!(header, GivenHeader::Kept)) {
+        let plain = endpoint.custom_headers.iter().find(|(stored, _)| stored.eq_ignore_ascii_case(name));
+        if let Some((_, value)) = plain {
+            *header = GivenHeader::Secret(value.clone().into());
+        } else if !endpoint.secret_headers.iter().any(|stored| stored.eq_ignore_ascii_case(name)) {
+            faults.add(format_args!("custom_headers.{name}"), VALUE_NEEDED);
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Refusal::Invalid(faults.0)) }
 }
 
 /// Refuses to activate one endpoint more than a tenant may have.

@@ -75,7 +75,7 @@ pub async fn rotate_secret(
     let rotated = api.links.store.rotate_secret(&tenant, id, &secret, &key, rotation.overlap).await?;
     let endpoint = rotated.ok_or(Refusal::UnknownEndpoint)?;
     api.directory_changed(&tenant).await;
-    Ok(Json(EndpointWithSecret::new(&endpoint, api.links.clock.now())))
+    Ok(Json(EndpointWithSecret::new(&endpoint, &secret, api.links.clock.now())))
 }
 
 /// A rotation as it was asked for.
