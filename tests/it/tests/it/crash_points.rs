@@ -171,6 +171,15 @@ impl Stage {
         Ok(event)
     }
 
+    /// The only request that came at a path so far is in flight, and may be repeated.
+    fn allow_in_flight(&mut self, path: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(self.w.sink.received(&format!("/{path}")).len() == 1, "one is in flight at /{path}");
+        let event = only(self, path)?;
+        let owed = self.owed.iter_mut().find(|owed| owed.event == event).context("it was sent")?;
+        owed.duplicates = 1;
+        Ok(())
+    }
+
     /// An event that was accepted.
     fn owe(&mut self, row: &'static str, event: &str, duplicates: usize) {
         self.owed.push(Owed { row, event: event.to_owned(), status: "delivered", duplicates });
