@@ -12,6 +12,7 @@ use relay_core::endpoint::{Endpoint, PreviousSecrets, RetrySettings, Secrets};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
 use relay_core::page::Cursor;
+use relay_core::rate::RateLimit;
 use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -42,6 +43,8 @@ pub struct NewEndpoint {
     pub timeout: Duration,
     /// When its circuit opens and closes.
     pub circuit: CircuitRule,
+    /// How often it may be called.
+    pub rate_limit: Option<RateLimit>,
     /// Which signatures its deliveries carry.
     pub schemes: Schemes,
     /// The signing secret.
@@ -79,6 +82,8 @@ pub struct EndpointChange {
     pub circuit_window: Option<Duration>,
     /// How long it stays open, whole seconds.
     pub circuit_recovery: Option<Duration>,
+    /// How often it may be called; `Some(None)` takes the limit away.
+    pub rate_limit: Option<Option<RateLimit>>,
     /// Which signatures its deliveries carry.
     pub schemes: Option<Schemes>,
     /// The key pair that it gets if it has none.
@@ -114,6 +119,8 @@ pub(crate) struct EndpointRow {
     pub(crate) signature_schemes: Option<Vec<String>>,
     pub(crate) signing_key: Option<String>,
     pub(crate) previous_signing_key: Option<String>,
+    pub(crate) rate_limit_per_second: Option<f64>,
+    pub(crate) rate_limit_burst: Option<i32>,
     pub(crate) discard_before: Option<DateTime<Utc>>,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) updated_at: Option<DateTime<Utc>>,
@@ -186,6 +193,10 @@ impl TryFrom<EndpointRow> for Endpoint {
                 window: seconds(row.circuit_window_seconds),
                 recovery: seconds(row.circuit_recovery_seconds),
             },
+            rate_limit: row
+                .rate_limit_per_second
+                .zip(row.rate_limit_burst)
+                .map(|(per_second, burst)| RateLimit { per_second, burst: natural(burst) }),
             schemes,
             secrets: Secrets {
                 current: SigningSecret::trusted(row.secret),
@@ -222,12 +233,13 @@ impl Store {
                 EndpointRow,
                 r#"with t as (update tenants set directory_version = directory_version + 1 where id = $2 returning directory_version)
                 insert into endpoints (id, tenant, name, url, event_types_filter, custom_headers, max_retries, retry_backoff_base, retry_max_delay_seconds,
-                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, signature_schemes, signing_key, version)
-                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, t.directory_version from t
+                    retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, signature_schemes, signing_key,
+                    rate_limit_per_second, rate_limit_burst, version)
+                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, t.directory_version from t
                 returning id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
-                    previous_signing_key, discard_before, created_at, updated_at, version"#,
+                    previous_signing_key, rate_limit_per_second, rate_limit_burst, discard_before, created_at, updated_at, version"#,
                 new.id.0,
                 new.tenant.as_str(),
                 new.name,
@@ -245,7 +257,9 @@ impl Store {
                 new.secret.expose(),
                 new.is_active,
                 names(new.schemes) as _,
-                new.key.as_ref().map(SigningKey::expose)
+                new.key.as_ref().map(SigningKey::expose),
+                new.rate_limit.map(|limit| limit.per_second),
+                new.rate_limit.map(|limit| stored(limit.burst))
             ))
             .await?;
         row.map(Endpoint::try_from).transpose()
@@ -260,7 +274,7 @@ impl Store {
                 r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
-                    previous_signing_key, discard_before, created_at, updated_at, version
+                    previous_signing_key, rate_limit_per_second, rate_limit_burst, discard_before, created_at, updated_at, version
                 from endpoints where id = $1 and tenant = $2"#,
                 id.0,
                 tenant.as_str()
@@ -283,7 +297,7 @@ impl Store {
                 r#"select id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
-                    previous_signing_key, discard_before, created_at, updated_at, version
+                    previous_signing_key, rate_limit_per_second, rate_limit_burst, discard_before, created_at, updated_at, version
                 from endpoints
                 where tenant = $1 and ($2::boolean is null or is_active = $2) and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
                 order by created_at desc, id desc
@@ -334,13 +348,15 @@ impl Store {
                     circuit_recovery_seconds = coalesce($15, e.circuit_recovery_seconds), is_active = coalesce($16, e.is_active),
                     paused = coalesce($17, e.paused), discard_before = case when $17::boolean is null then e.discard_before end,
                     signature_schemes = coalesce($18, e.signature_schemes), signing_key = coalesce(e.signing_key, $19),
+                    rate_limit_per_second = case when $20 then $21 else e.rate_limit_per_second end,
+                    rate_limit_burst = case when $20 then $22 else e.rate_limit_burst end,
                     updated_at = now(), version = t.directory_version
                 from t
                 where e.id = $1 and e.tenant = $2
                 returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
                     e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
-                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
+                    e.previous_signing_key, e.rate_limit_per_second, e.rate_limit_burst, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
                 change.name,
@@ -359,7 +375,10 @@ impl Store {
                 change.is_active,
                 change.paused,
                 change.schemes.map(names) as _,
-                change.key.as_ref().map(SigningKey::expose)
+                change.key.as_ref().map(SigningKey::expose),
+                change.rate_limit.is_some(),
+                change.rate_limit.flatten().map(|limit| limit.per_second),
+                change.rate_limit.flatten().map(|limit| stored(limit.burst))
             ))
             .await?;
         row.map(Endpoint::try_from).transpose()
@@ -401,7 +420,7 @@ impl Store {
                 returning e.id, e.tenant, e.name, e.url, e.event_types_filter, e.custom_headers as "custom_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
                     e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
-                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
+                    e.previous_signing_key, e.rate_limit_per_second, e.rate_limit_burst, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
                 secret.expose(),

@@ -112,6 +112,7 @@ impl Entry {
             secrets: Secrets::of(SigningSecret::trusted(String::new())),
             is_active: self.is_active,
             paused: self.paused,
+            rate_limit: None,
             discard_before: None,
             created_at: self.created_at,
             updated_at: None,
