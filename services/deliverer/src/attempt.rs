@@ -58,15 +58,17 @@ pub struct Ended {
     pub report: Result<Report, Settled>,
     /// For the endpoint's place among those in flight.
     pub how: Completion,
+    /// What the request took, in milliseconds.
+    pub took_ms: u32,
 }
 
 impl Ended {
     fn unsent(report: Report) -> Self {
-        Self { report: Ok(report), how: Completion::NotSent }
+        Self { report: Ok(report), how: Completion::NotSent, took_ms: 0 }
     }
 
     fn dropped(settled: Settled) -> Self {
-        Self { report: Err(settled), how: Completion::NotSent }
+        Self { report: Err(settled), how: Completion::NotSent, took_ms: 0 }
     }
 }
 
@@ -126,9 +128,10 @@ pub async fn run(ctx: &Attempts, mut work: Work, prepared: Result<&Prepared, &Un
     if let Some(wait) = wait {
         ctx.links.circuits.wait_until(endpoint.id, now + wait);
     }
+    let took_ms = sent.total_us / 1000;
     let evidence = evidence_of(sent, prepared, &work, sent_at);
     measure(&ctx.meters, &work, &outcome, &evidence);
-    Ended { report: Ok(with_evidence(&work, outcome, evidence)), how: completion }
+    Ended { report: Ok(with_evidence(&work, outcome, evidence)), how: completion, took_ms }
 }
 
 /// A check whose answer comes late is made again, this often in all; then the row's lease brings the job back.

@@ -10,13 +10,13 @@ use futures_util::FutureExt as _;
 use relay_bus::{AckHandle, Bus};
 use relay_core::endpoint::Endpoint;
 use relay_core::lanes::Completion;
-use relay_core::subject::{HINT_DUE, HINT_FULL};
+use relay_core::subject::{HINT_DUE, HINT_FULL, HINT_SLOW};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::attempt::{self, Attempts, Ended};
 use crate::gate::{Circuit, gate};
-use crate::pool::{Effects, Pool};
+use crate::pool::{Ask, Effects, Leased, Pool};
 use crate::prepared::{Cache, Prepared, Unsendable};
 use crate::stall::LOOK_PERIOD;
 use crate::work::{Arrived, Key, Over, Report, Settled, Work};
@@ -37,6 +37,8 @@ pub struct Inbox {
     pub over: mpsc::Receiver<Over>,
     /// From the recorder.
     pub settled: mpsc::Receiver<Vec<(Key, Settled)>>,
+    /// Tokens of rate limits.
+    pub leased: mpsc::Receiver<Leased>,
 }
 
 /// Where the pool's task and its attempts speak to.
@@ -48,6 +50,8 @@ pub struct Outbox {
     pub words: mpsc::Sender<Word>,
     /// From attempts to the pool.
     pub over: mpsc::Sender<Over>,
+    /// From questions for tokens to the pool.
+    pub leased: mpsc::Sender<Leased>,
 }
 
 /// What the bus is to be told.
@@ -80,6 +84,7 @@ pub async fn run(mut pool: Pool<Ack>, attempts: Arc<Attempts>, mut inbox: Inbox,
     let mut arriving = true;
     let mut looked = Instant::now();
     let mut hinter = Hinter::default();
+    let mut wakes_at: Option<Instant> = None;
     let mut tick = tokio::time::interval(LOOK_PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while arriving || !pool.is_idle() {
@@ -94,6 +99,8 @@ pub async fn run(mut pool: Pool<Ack>, attempts: Arc<Attempts>, mut inbox: Inbox,
                 }
             }
             _ = inbox.over.recv_many(&mut over, TURN_MAX) => {}
+            Some(one) = inbox.leased.recv() => pool.leased(one, Instant::now()),
+            () = sleep_until(wakes_at), if wakes_at.is_some() => {}
             n = inbox.arrivals.recv_many(&mut arrivals, TURN_MAX), if arriving => arriving = n > 0,
         }
         let now = Instant::now();
@@ -102,8 +109,11 @@ pub async fn run(mut pool: Pool<Ack>, attempts: Arc<Attempts>, mut inbox: Inbox,
 
         pool.settled(settled.drain(..).flatten(), &mut effects);
         for one in over.drain(..) {
-            pool.over(one.endpoint, one.how, now, &mut effects);
+            pool.over(one.endpoint, one.how, one.took_ms, now, &mut effects);
             pool.settled(one.settled, &mut effects);
+        }
+        while let Ok(one) = inbox.leased.try_recv() {
+            pool.leased(one, now);
         }
         for message in arrivals.drain(..) {
             pool.arrived(message, now, &mut effects);
@@ -120,6 +130,10 @@ pub async fn run(mut pool: Pool<Ack>, attempts: Arc<Attempts>, mut inbox: Inbox,
         };
         let gate = |work: &Work, n: usize| gate(directory.endpoint(work.job.endpoint).map(Arc::as_ref), n, circuit);
         pool.pump(now, gate, &mut effects);
+        wakes_at = pool.wakes_at();
+        for ask in effects.asks.drain(..) {
+            tokio::spawn(lease(Arc::clone(&attempts), ask, outbox.leased.clone()));
+        }
 
         for (work, as_probe) in effects.starts.drain(..) {
             let endpoint = directory.endpoint(work.job.endpoint).expect("the gate found it in this very snapshot");
@@ -151,6 +165,19 @@ impl Outbox {
     }
 }
 
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+/// One question for tokens in its task.
+async fn lease(ctx: Arc<Attempts>, ask: Ask, leased: mpsc::Sender<Leased>) {
+    let answer = ctx.links.circuits.lease_tokens(ask.endpoint, &ask.limit, ask.wanted).await;
+    // Fails only when the pool has ended.
+    let _ = leased.send((ask, answer)).await;
+}
+
 /// One attempt in its task. Whatever happens in it, its place becomes free and its job is settled.
 async fn attempt(
     ctx: Arc<Attempts>,
@@ -162,22 +189,22 @@ async fn attempt(
     let (key, endpoint) = (work.key(), work.job.endpoint);
     let prepared = prepared.as_ref().map(Arc::as_ref);
     let ended = AssertUnwindSafe(attempt::run(&ctx, work, prepared, as_probe)).catch_unwind().await;
-    let (how, settled) = match ended {
-        Ok(Ended { report: Ok(report), how }) => match outbox.reports.send(report).await {
-            Ok(()) => (how, None),
-            Err(_) => (how, Some((key, Settled::Unknown))),
+    let (how, took_ms, settled) = match ended {
+        Ok(Ended { report: Ok(report), how, took_ms }) => match outbox.reports.send(report).await {
+            Ok(()) => (how, took_ms, None),
+            Err(_) => (how, took_ms, Some((key, Settled::Unknown))),
         },
-        Ok(Ended { report: Err(settled), how }) => (how, Some((key, settled))),
+        Ok(Ended { report: Err(settled), how, took_ms }) => (how, took_ms, Some((key, settled))),
         Err(_) => {
             tracing::error!(event = %key.0, %endpoint, "an attempt panicked; its job comes again");
-            (Completion::NotSent, Some((key, Settled::Unknown)))
+            (Completion::NotSent, 0, Some((key, Settled::Unknown)))
         }
     };
     // Fails only when the pool has ended without waiting for this attempt.
-    let _ = outbox.over.send(Over { endpoint, how, settled }).await;
+    let _ = outbox.over.send(Over { endpoint, how, took_ms, settled }).await;
 }
 
-/// Tells the dispatchers which endpoints are full and when it is worth looking for work.
+/// Tells the dispatchers which endpoints are full or slow, and when it is worth looking for work.
 #[derive(Default)]
 struct Hinter {
     due: Option<Instant>,
@@ -187,6 +214,9 @@ impl Hinter {
     fn hint(&mut self, outbox: &Outbox, effects: &mut Effects<Ack>, now: Instant) {
         for endpoint in effects.full.drain(..) {
             outbox.say(Word::Hint(HINT_FULL, Bytes::from(endpoint.to_string())));
+        }
+        for endpoint in effects.slow.drain(..) {
+            outbox.say(Word::Hint(HINT_SLOW, Bytes::from(endpoint.to_string())));
         }
         let recently = self.due.is_some_and(|at| now.saturating_duration_since(at) < HINT_PERIOD);
         if effects.freed && !recently {

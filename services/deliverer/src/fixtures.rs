@@ -31,6 +31,7 @@ pub fn endpoint(url: &str) -> Endpoint {
         secrets: Ok(Secrets::of(SigningSecret::generate([7; 32]))),
         is_active: true,
         paused: false,
+        rate_limit: None,
         discard_before: None,
         created_at: DateTime::UNIX_EPOCH,
         updated_at: None,

@@ -3,12 +3,17 @@
 use relay_circuit::Decision;
 use relay_core::delivery::{DeadReason, HandBack};
 use relay_core::endpoint::Endpoint;
+use relay_core::rate::RateLimit;
 
 /// What is to be done with a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gate {
     /// Send it.
     Send,
+    /// Send it with a token of the endpoint's rate limit.
+    Paced(RateLimit),
+    /// Send it when one of its endpoint's requests in flight is over: it has just recovered.
+    AfterOne,
     /// Send it if it becomes the circuit's one probe.
     Probe,
     /// Not now: back to the table. What holds it may end at any moment, so it is due at once and the scheduler
@@ -28,7 +33,7 @@ pub struct Circuit {
 }
 
 /// Decides. `endpoint` is `None` where the directory, up to date, doesn't know it; `in_flight` are this pod's
-/// requests to it with this one; the circuit is asked only where it matters.
+/// requests to it with this one; the circuit is asked only where it matters. A probe needs no token: it is one request.
 pub fn gate(endpoint: Option<&Endpoint>, in_flight: usize, circuit: impl FnOnce(&Endpoint) -> Circuit) -> Gate {
     let Some(endpoint) = endpoint else { return Gate::Dead(DeadReason::UnknownEndpoint) };
     if !endpoint.is_active {
@@ -42,8 +47,8 @@ pub fn gate(endpoint: Option<&Endpoint>, in_flight: usize, circuit: impl FnOnce(
     }
     let Circuit { decision, ramp } = circuit(endpoint);
     match decision {
-        Decision::Allow if ramp.is_some_and(|ramp| in_flight > ramp as usize) => Gate::HandBack(HandBack::Waiting),
-        Decision::Allow => Gate::Send,
+        Decision::Allow if ramp.is_some_and(|ramp| in_flight > ramp as usize) => Gate::AfterOne,
+        Decision::Allow => endpoint.rate_limit.map_or(Gate::Send, Gate::Paced),
         Decision::Probe => Gate::Probe,
         Decision::Refuse { .. } => Gate::HandBack(HandBack::CircuitOpen),
     }
@@ -77,9 +82,17 @@ mod tests {
     }
 
     #[test]
+    fn a_limited_endpoint_needs_tokens_but_for_its_probe() {
+        let limit = RateLimit { per_second: 3.0, burst: 1 };
+        let limited = Endpoint { rate_limit: Some(limit), ..endpoint("http://127.0.0.1/") };
+        assert_eq!(gate(Some(&limited), 1, of(Decision::Allow, None)), Gate::Paced(limit));
+        assert_eq!(gate(Some(&limited), 1, of(Decision::Probe, None)), Gate::Probe);
+    }
+
+    #[test]
     fn a_recovered_endpoint_gets_its_ramp_and_no_more() {
         let active = endpoint("http://127.0.0.1/");
         assert_eq!(gate(Some(&active), 2, of(Decision::Allow, Some(2))), Gate::Send);
-        assert_eq!(gate(Some(&active), 3, of(Decision::Allow, Some(2))), Gate::HandBack(HandBack::Waiting));
+        assert_eq!(gate(Some(&active), 3, of(Decision::Allow, Some(2))), Gate::AfterOne);
     }
 }

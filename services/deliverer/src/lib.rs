@@ -107,6 +107,7 @@ impl Deliverer {
         let (over_sender, over) = mpsc::channel(held);
         let (settled_sender, settled) = mpsc::channel(held);
         let (arrival_sender, arrivals) = mpsc::channel(held);
+        let (leased_sender, leased) = mpsc::channel(held);
         let (word_sender, words) = mpsc::channel(WORDS_MAX);
         let questions = TaskTracker::new();
         let attempts = Arc::new(Attempts {
@@ -136,8 +137,8 @@ impl Deliverer {
         drop(intake);
 
         let pool = Pool::new(config.lane_limits(), room, Instant::now());
-        let inbox = Inbox { arrivals, over, settled };
-        let outbox = Outbox { reports: report_sender, words: word_sender, over: over_sender };
+        let inbox = Inbox { arrivals, over, settled, leased };
+        let outbox = Outbox { reports: report_sender, words: word_sender, over: over_sender, leased: leased_sender };
         drive::run(pool, attempts, inbox, outbox).await;
 
         // The pool's end closes the channels of the others, which end when they have done what is in them.

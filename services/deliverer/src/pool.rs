@@ -1,5 +1,5 @@
 //! Step 8 of an event's way, the pod's queues: who is next, what is handed back, which messages are through. The
-//! state of [`relay_core::lanes`] and [`crate::bundles`] together, without I/O: what is to be done comes out as
+//! state of [`relay_core::lanes`], [`relay_core::rate`] and [`crate::bundles`] together, without I/O: what is to be done comes out as
 //! [`Effects`], which `drive` carries out.
 //!
 //! Invariant: a job that comes in leaves as exactly one start or report, so it is settled exactly once.
@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use relay_core::delivery::{DeliveryResult, HandBack, Outcome};
 use relay_core::ids::EndpointId;
-use relay_core::lanes::{Completion, LaneLimits, Lanes};
+use relay_core::lanes::{Completion, Hold, LaneLimits, Lanes, SLOW_MS};
 use relay_core::mutation::{self, Safety};
+use relay_core::rate::{Lease, Pace, Pacer, RateLimit};
+use relay_core::subject::Lane;
 use tokio::time::Instant;
 
 use crate::bundles::Bundles;
@@ -21,6 +23,10 @@ use crate::work::{Arrived, Key, Report, Settled, Work};
 
 /// That an endpoint's queue is full is said again after this time; the word counts for one second.
 const FULL_AGAIN: Duration = Duration::from_millis(500);
+/// That an endpoint is slow is said again after this time.
+const SLOW_AGAIN: Duration = Duration::from_secs(5);
+/// So long that word counts.
+const SLOW_FOR: Duration = Duration::from_secs(60);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -33,24 +39,54 @@ pub struct Effects<A> {
     pub acks: Vec<A>,
     /// Endpoints to be announced as full.
     pub full: Vec<EndpointId>,
+    /// Endpoints to be announced as slow.
+    pub slow: Vec<EndpointId>,
+    /// Tokens to be leased; the answers go to [`Pool::leased`].
+    pub asks: Vec<Ask>,
     /// An endpoint has room again, or jobs were handed back that another pod can take.
     pub freed: bool,
 }
 
 impl<A> Default for Effects<A> {
     fn default() -> Self {
-        Self { starts: Vec::new(), reports: Vec::new(), acks: Vec::new(), full: Vec::new(), freed: false }
+        Self {
+            starts: Vec::new(),
+            reports: Vec::new(),
+            acks: Vec::new(),
+            full: Vec::new(),
+            slow: Vec::new(),
+            asks: Vec::new(),
+            freed: false,
+        }
     }
 }
+
+/// Tokens of a rate limit are wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ask {
+    /// Whose.
+    pub endpoint: EndpointId,
+    /// Its limit.
+    pub limit: RateLimit,
+    /// How many.
+    pub wanted: u32,
+}
+
+/// The answer to [`Ask`]: tokens, and how many pods share the limit; `None` where Redis is away.
+pub type Leased = (Ask, Option<(Lease, u32)>);
 
 /// The queues of a pod.
 pub struct Pool<A> {
     lanes: Lanes<Work>,
     bundles: Bundles<A>,
+    pacer: Pacer,
     room: Arc<Room>,
     /// Endpoints that had to hand back, and when that was announced.
     full: HashMap<EndpointId, Instant>,
+    /// Endpoints that are slow, and when that was announced.
+    slow: HashMap<EndpointId, Instant>,
     started: Instant,
+    queue_seconds: f64,
     stopping: bool,
 }
 
@@ -58,10 +94,13 @@ impl<A: Clone> Pool<A> {
     /// Empty queues.
     pub fn new(limits: LaneLimits, room: Arc<Room>, now: Instant) -> Self {
         Self {
+            queue_seconds: limits.queue_seconds,
             lanes: Lanes::new(limits),
             bundles: Bundles::default(),
+            pacer: Pacer::default(),
             room,
             full: HashMap::new(),
+            slow: HashMap::new(),
             started: now,
             stopping: false,
         }
@@ -69,6 +108,10 @@ impl<A: Clone> Pool<A> {
 
     fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn micros(&self, now: Instant) -> i64 {
+        i64::try_from(now.saturating_duration_since(self.started).as_micros()).unwrap_or(i64::MAX)
     }
 
     /// A message has come.
@@ -90,7 +133,11 @@ impl<A: Clone> Pool<A> {
                 continue;
             }
             let (tenant, endpoint) = (work.job.tenant.clone(), work.job.endpoint);
-            if let Err(work) = self.lanes.push(&tenant, endpoint, work, now_ms) {
+            let queued = match lane {
+                Lane::Replay => self.lanes.push_replay(&tenant, endpoint, work, now_ms),
+                Lane::Fresh | Lane::Retry | Lane::Slow => self.lanes.push(&tenant, endpoint, work, now_ms),
+            };
+            if let Err(work) = queued {
                 hand_back(&work, HandBack::Full, out);
                 self.mark_full(endpoint, now, out);
             }
@@ -112,6 +159,15 @@ impl<A: Clone> Pool<A> {
         }
     }
 
+    fn mark_slow(&mut self, endpoint: EndpointId, now: Instant, out: &mut Effects<A>) {
+        let is_news = self.slow.get(&endpoint).is_none_or(|said| now.saturating_duration_since(*said) >= SLOW_AGAIN);
+        if is_news {
+            self.slow.retain(|_, said| now.saturating_duration_since(*said) < SLOW_FOR);
+            self.slow.insert(endpoint, now);
+            out.slow.push(endpoint);
+        }
+    }
+
     /// Takes from the queues what may be sent now, by the word of `gate`, which hears how many requests the endpoint
     /// has in flight with this one.
     pub fn pump(&mut self, now: Instant, mut gate: impl FnMut(&Work, usize) -> Gate, out: &mut Effects<A>) {
@@ -121,12 +177,14 @@ impl<A: Clone> Pool<A> {
             match gate(&work, self.lanes.in_flight_to(endpoint)) {
                 Gate::Send => out.starts.push((work, false)),
                 Gate::Probe => out.starts.push((work, true)),
+                Gate::Paced(limit) => self.paced(work, limit, now, out),
+                Gate::AfterOne => self.lanes.hold(endpoint, work, Hold::Done, now_ms),
                 Gate::Dead(reason) => {
-                    self.lanes.done(endpoint, Completion::NotSent, now_ms);
+                    self.lanes.done(endpoint, Completion::NotSent, 0, now_ms);
                     out.reports.push(report(&work, Outcome::Dead { reason, deactivate: false }));
                 }
                 Gate::HandBack(why) => {
-                    self.lanes.done(endpoint, Completion::NotSent, now_ms);
+                    self.lanes.done(endpoint, Completion::NotSent, 0, now_ms);
                     hand_back(&work, why, out);
                     // What holds this one holds the rest of its queue.
                     for work in self.lanes.drain_endpoint(endpoint) {
@@ -137,9 +195,61 @@ impl<A: Clone> Pool<A> {
         }
     }
 
+    /// Sends a job where its endpoint's rate limit has a token for it. Short waits are spent in the endpoint's own
+    /// queue, where they cost nobody a place; it is cut to what the limit lets through in a while.
+    fn paced(&mut self, work: Work, limit: RateLimit, now: Instant, out: &mut Effects<A>) {
+        let (endpoint, now_ms) = (work.job.endpoint, self.millis(now));
+        let queued = self.lanes.queued_for(endpoint);
+        let until = match self.pacer.take(endpoint, &limit, queued, self.micros(now)) {
+            Pace::Go => return out.starts.push((work, false)),
+            Pace::At(at) => at,
+            Pace::Ask(wanted, at) => {
+                out.asks.push(Ask { endpoint, limit, wanted });
+                at
+            }
+            Pace::TooLong(wait) => {
+                self.lanes.done(endpoint, Completion::NotSent, 0, now_ms);
+                for (n, work) in (0..).zip(std::iter::once(work).chain(self.lanes.drain_endpoint(endpoint))) {
+                    out.reports.push(waiting(&work, wait.saturating_add(limit.interval_us().saturating_mul(n))));
+                }
+                return;
+            }
+        };
+        let until_ms = u64::try_from(until.max(0)).unwrap_or(0).div_ceil(1000);
+        self.lanes.hold(endpoint, work, Hold::Until(until_ms), now_ms);
+        let most = limit.within(self.queue_seconds).saturating_add(limit.burst) as usize;
+        let beyond = self.lanes.trim(endpoint, most);
+        if !beyond.is_empty() {
+            self.mark_full(endpoint, now, out);
+        }
+        for work in beyond {
+            hand_back(&work, HandBack::Full, out);
+        }
+    }
+
+    /// Tokens were leased, or can't be.
+    pub fn leased(&mut self, (ask, answer): Leased, now: Instant) {
+        let Ask { endpoint, limit, wanted } = ask;
+        let now_us = self.micros(now);
+        match answer {
+            Some((lease, pods)) => self.pacer.granted(endpoint, &limit, lease, pods, now_us),
+            None => self.pacer.granted_alone(endpoint, &limit, wanted, now_us),
+        }
+        self.lanes.release(endpoint);
+    }
+
+    /// When something that waits can go on, if anything does.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        self.lanes.next_release().map(|at| self.started + Duration::from_millis(at))
+    }
+
     /// An attempt is over.
-    pub fn over(&mut self, endpoint: EndpointId, how: Completion, now: Instant, out: &mut Effects<A>) {
-        self.lanes.done(endpoint, how, self.millis(now));
+    pub fn over(&mut self, endpoint: EndpointId, how: Completion, took_ms: u32, now: Instant, out: &mut Effects<A>) {
+        self.lanes.done(endpoint, how, took_ms, self.millis(now));
+        // Nobody is slow whose last request was quick and who wasn't slow before.
+        if (took_ms >= SLOW_MS || !self.slow.is_empty()) && self.lanes.is_slow(endpoint) {
+            self.mark_slow(endpoint, now, out);
+        }
         if !self.full.is_empty() && self.full.contains_key(&endpoint) && self.lanes.queued_for(endpoint) == 0 {
             self.full.remove(&endpoint);
             out.freed = true;
@@ -187,6 +297,17 @@ impl<A: Clone> Pool<A> {
 fn hand_back<A>(work: &Work, reason: HandBack, out: &mut Effects<A>) {
     out.freed |= reason == HandBack::Shutdown;
     out.reports.push(handed_back(work, reason));
+}
+
+/// The longest time that a job is handed back for: a limit that is raised counts soon.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The report of a job that waits for its endpoint's rate limit, so many microseconds.
+fn waiting(work: &Work, wait_us: i64) -> Report {
+    let delay = Duration::from_micros(u64::try_from(wait_us).unwrap_or(0)).min(WAIT_MAX);
+    let report = handed_back(work, HandBack::Waiting);
+    let outcome = Outcome::HandedBack { delay, reason: HandBack::Waiting };
+    Report { result: DeliveryResult { outcome, ..report.result }, ..report }
 }
 
 /// A job whose endpoint's secrets this pod can't open is due again after this time, perhaps at a pod that can.

@@ -70,6 +70,8 @@ pub struct Over {
     pub endpoint: EndpointId,
     /// How it went.
     pub how: Completion,
+    /// What the request took, in milliseconds.
+    pub took_ms: u32,
     /// Set where nothing is to be recorded.
     pub settled: Option<(Key, Settled)>,
 }

@@ -111,6 +111,7 @@ impl World {
                 retry: RetrySettings { schedule_seconds: Some(vec![3600]), ..RetrySettings::default() },
                 timeout: Duration::from_secs(20),
                 circuit: CircuitRule { threshold: 2, ..CircuitRule::default() },
+                rate_limit: None,
                 schemes: Schemes::default(),
                 key: None,
                 secret: SigningSecret::generate([7; 32]),

@@ -161,8 +161,8 @@ impl Batcher {
     /// Whether work for this endpoint waits in the table.
     fn holds(&self, endpoint: &Endpoint, now: DateTime<Utc>) -> bool {
         endpoint.paused
-            || self.room.is_deep(Lane::Fresh)
-            || self.room.is_full(endpoint.id)
+            || self.room.is_deep(self.room.lane(endpoint.id, Lane::Fresh))
+            || self.room.holds_fresh(endpoint)
             || !matches!(self.links.circuits.decide(endpoint.id, &endpoint.circuit, now), Decision::Allow)
     }
 
@@ -215,7 +215,9 @@ impl Batcher {
         if !jobs.is_empty() && failpoint::fails(Point::DispatchCommitted).await {
             return Err(StoreError::Timeout);
         }
-        self.meters.jobs(jobs::publish(&self.links.bus, Lane::Fresh, jobs).await);
+        for (lane, jobs) in self.room.by_lane(jobs.into_iter().map(|job| (Lane::Fresh, job))) {
+            self.meters.jobs(jobs::publish(&self.links.bus, lane, jobs).await);
+        }
         if held {
             self.links.bus.hint(HINT_DUE, Bytes::new()).await;
         }

@@ -1,14 +1,17 @@
-//! How much room there is: whether the lanes of JOBS are deep, and which endpoints' queues are full in the
-//! deliverers. Only the dispatcher can keep a flood out of a FIFO stream, so it stores without a job what would
+//! How much room there is: whether the lanes of JOBS are deep, which endpoints' queues are full in the deliverers, and
+//! which endpoints are slow. Only the dispatcher can keep a flood out of a FIFO stream, so it stores without a job what would
 //! only wait there; the scheduler claims it when there is room.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use relay_bus::Bus;
+use relay_core::endpoint::Endpoint;
 use relay_core::ids::EndpointId;
+use relay_core::job::Job;
 use relay_core::subject::Lane;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +20,11 @@ use tokio_util::sync::CancellationToken;
 const LANE_DEPTH_MAX: u64 = 400;
 /// How long a pod's word that an endpoint is full counts.
 const FULL_FOR: Duration = Duration::from_secs(1);
+/// For so long first attempts of an endpoint with a rate limit stay in the table after such a word: what waits there
+/// goes first, the oldest in front.
+const BEHIND_FOR: Duration = Duration::from_secs(3);
+/// How long a pod's word that an endpoint is slow counts.
+const SLOW_FOR: Duration = Duration::from_secs(60);
 /// How often the depth is looked at.
 const PERIOD: Duration = Duration::from_millis(500);
 
@@ -25,6 +33,7 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub struct Room {
     depth: [AtomicU64; 4],
     full: Mutex<HashMap<EndpointId, Instant>>,
+    slow: RwLock<HashMap<EndpointId, Instant>>,
 }
 
 impl Room {
@@ -35,30 +44,72 @@ impl Room {
 
     /// Whether a deliverer said within the last second that the endpoint's queue is full.
     pub fn is_full(&self, endpoint: EndpointId) -> bool {
+        self.was_full_within(endpoint, FULL_FOR)
+    }
+
+    /// Whether first attempts of the endpoint are to be kept in the table.
+    pub fn holds_fresh(&self, endpoint: &Endpoint) -> bool {
+        let limited = endpoint.rate_limit.is_some();
+        self.was_full_within(endpoint.id, if limited { BEHIND_FOR } else { FULL_FOR })
+    }
+
+    fn was_full_within(&self, endpoint: EndpointId, span: Duration) -> bool {
         let full = self.full.lock().expect("no code panics while it holds this lock");
-        full.get(&endpoint).is_some_and(|at| at.elapsed() < FULL_FOR)
+        full.get(&endpoint).is_some_and(|at| at.elapsed() < span)
+    }
+
+    /// The lane for work of this endpoint that belongs into `lane`: the slow one where a deliverer said within the last
+    /// minute that its requests take long. So what waits for it takes no room of other lanes.
+    pub fn lane(&self, endpoint: EndpointId, lane: Lane) -> Lane {
+        lane_of(&self.slow_endpoints(), endpoint, lane)
+    }
+
+    /// Jobs by the lane that each goes into.
+    pub fn by_lane(&self, jobs: impl IntoIterator<Item = (Lane, Job)>) -> impl Iterator<Item = (Lane, Vec<Job>)> {
+        let slow = self.slow_endpoints();
+        let mut lanes = Lane::ALL.map(|lane| (lane, Vec::new()));
+        for (lane, job) in jobs {
+            lanes[lane_of(&slow, job.endpoint, lane) as usize].1.push(job);
+        }
+        lanes.into_iter().filter(|(_, jobs)| !jobs.is_empty())
+    }
+
+    fn slow_endpoints(&self) -> RwLockReadGuard<'_, HashMap<EndpointId, Instant>> {
+        self.slow.read().expect("no code panics while it holds this lock")
+    }
+
+    fn mark_slow(&self, endpoint: EndpointId) {
+        let mut slow = self.slow.write().expect("no code panics while it holds this lock");
+        slow.retain(|_, at| at.elapsed() < SLOW_FOR);
+        if slow.insert(endpoint, Instant::now()).is_none() {
+            tracing::info!(%endpoint, "its requests take long: what comes for it goes into the slow lane");
+        }
     }
 
     fn mark_full(&self, endpoint: EndpointId) {
         let mut full = self.full.lock().expect("no code panics while it holds this lock");
-        full.retain(|_, at| at.elapsed() < FULL_FOR);
+        full.retain(|_, at| at.elapsed() < BEHIND_FOR);
         full.insert(endpoint, Instant::now());
     }
 }
 
+fn lane_of(slow: &HashMap<EndpointId, Instant>, endpoint: EndpointId, lane: Lane) -> Lane {
+    let is_slow = !slow.is_empty() && slow.get(&endpoint).is_some_and(|at| at.elapsed() < SLOW_FOR);
+    if is_slow { Lane::Slow } else { lane }
+}
+
 /// Keeps `room` up to date until `stop` fires.
-pub async fn watch(room: std::sync::Arc<Room>, bus: Bus, stop: CancellationToken) {
-    let mut hints = bus.subscribe_hints(relay_core::subject::HINT_FULL);
+pub async fn watch(room: Arc<Room>, bus: Bus, stop: CancellationToken) {
+    let mut full = bus.subscribe_hints(relay_core::subject::HINT_FULL);
+    let mut slow = bus.subscribe_hints(relay_core::subject::HINT_SLOW);
+    let endpoint = |hint: Option<Bytes>| std::str::from_utf8(&hint?).ok()?.parse::<EndpointId>().ok();
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            hint = hints.recv() => {
-                if let Some(endpoint) = hint.and_then(|b| std::str::from_utf8(&b).ok().and_then(|t| t.parse().ok())) {
-                    room.mark_full(endpoint);
-                }
-            }
+            hint = full.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_full(endpoint)),
+            hint = slow.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_slow(endpoint)),
             _ = tick.tick() => {
                 for lane in Lane::ALL {
                     if let Ok(lag) = bus.jobs_lag(lane).await {
@@ -67,5 +118,32 @@ pub async fn watch(room: std::sync::Arc<Room>, bus: Bus, stop: CancellationToken
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn endpoint(n: u128) -> EndpointId {
+        EndpointId(Uuid::from_u128(n))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_said_of_an_endpoint_counts_for_a_while() {
+        let room = Room::default();
+        assert_eq!(room.lane(endpoint(1), Lane::Retry), Lane::Retry);
+        room.mark_slow(endpoint(1));
+        room.mark_full(endpoint(1));
+        assert_eq!(room.lane(endpoint(1), Lane::Retry), Lane::Slow);
+        assert_eq!(room.lane(endpoint(2), Lane::Fresh), Lane::Fresh);
+        assert!(room.is_full(endpoint(1)) && !room.is_full(endpoint(2)));
+        tokio::time::advance(FULL_FOR).await;
+        assert!(!room.is_full(endpoint(1)));
+        assert!(room.was_full_within(endpoint(1), BEHIND_FOR));
+        tokio::time::advance(SLOW_FOR).await;
+        assert_eq!(room.lane(endpoint(1), Lane::Retry), Lane::Retry);
+        assert!(!room.was_full_within(endpoint(1), BEHIND_FOR));
     }
 }

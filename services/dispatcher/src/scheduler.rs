@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use relay_bus::Bus;
 use relay_circuit::Decision;
-use relay_core::protocol::{Budgets, may_claim_lapsed};
+use relay_core::endpoint::Endpoint;
+use relay_core::protocol::{self, Budgets, may_claim_lapsed, ramp_rows};
 use relay_core::subject::{HINT_DUE, Lane};
 use relay_runtime::failpoint::{self, Point};
 use relay_store::{ClaimBudget, DueEndpoint, Leader, StoreError};
@@ -28,8 +30,13 @@ const PERIOD: Duration = Duration::from_millis(100);
 const LOOK_SHARE: u32 = 6;
 /// Least time between two passes.
 const GAP: Duration = Duration::from_millis(10);
+/// Rows claimed by one pass at most: what a flood has more waits for the next, in which all others have their share.
+const PASS_ROWS_MAX: usize = 8000;
 /// Rows claimed by one statement at most.
 const CLAIM_ROWS_MAX: i32 = 2000;
+/// An endpoint whose budget of at least this many rows was used up is looked at again at once; smaller ones are those
+/// of probes, ramps and rate limits, where only time brings more.
+const MORE_FROM: i32 = 4;
 /// Endpoints that one statement claims for at most.
 const CLAIM_ENDPOINTS_MAX: usize = 500;
 
@@ -74,7 +81,7 @@ impl Scheduler {
             self.failed_at.map(|at| self.millis(at)),
             self.millis(Instant::now()),
         );
-        let budgets: Vec<_> = due.iter().filter_map(|endpoint| self.budget(endpoint)).collect();
+        let budgets = self.shares(&due, &mut pass);
         for chunk in budgets.chunks(CLAIM_ENDPOINTS_MAX) {
             let mut left = chunk;
             while !left.is_empty() {
@@ -85,24 +92,46 @@ impl Scheduler {
         Ok(pass)
     }
 
+    /// How much is claimed for each endpoint, in this order: fair shares of what one pass claims.
+    fn shares(&mut self, due: &[DueEndpoint], pass: &mut Pass) -> Vec<ClaimBudget> {
+        let (wants, budgets): (Vec<_>, Vec<_>) = due
+            .iter()
+            .filter_map(|endpoint| self.budget(endpoint).map(|budget| (&endpoint.tenant, budget)))
+            .map(|(tenant, budget)| ((tenant, usize::try_from(budget.limit).unwrap_or(0)), budget))
+            .unzip();
+        let dealt = protocol::deal(&wants, PASS_ROWS_MAX);
+        pass.more |= dealt.len() < wants.len();
+        let budgets = dealt.into_iter().map(|(at, rows)| {
+            let budget = budgets[at];
+            ClaimBudget { limit: i32::try_from(rows).unwrap_or(budget.limit), ..budget }
+        });
+        budgets.collect()
+    }
+
     /// How much may be claimed for an endpoint; `None` where it is held.
     fn budget(&mut self, due: &DueEndpoint) -> Option<ClaimBudget> {
         let directory = self.links.directory.snapshot();
         let endpoint = directory.endpoint(due.endpoint)?;
-        if endpoint.paused || !endpoint.is_active || self.room.is_deep(Lane::Retry) {
+        let lane = self.room.lane(endpoint.id, Lane::Retry);
+        if endpoint.paused || !endpoint.is_active || self.room.is_deep(lane) {
             return None;
         }
         let now = self.links.clock.now();
         let now_ms = self.millis(Instant::now());
         if self.room.is_full(endpoint.id) {
-            self.budgets.bounced(endpoint.id, now_ms);
+            if endpoint.rate_limit.is_none() {
+                self.budgets.bounced(endpoint.id, now_ms);
+            }
             return None;
         }
         let (limit, probe) = match self.links.circuits.decide(endpoint.id, &endpoint.circuit, now) {
             Decision::Refuse { .. } => return None,
             Decision::Probe => (1, true),
-            Decision::Allow => (self.budgets.budget(endpoint.id, now_ms), false),
+            Decision::Allow => (self.allowance(endpoint, now, now_ms), false),
         };
+        if limit == 0 {
+            return None;
+        }
         Some(ClaimBudget {
             endpoint: endpoint.id,
             limit: i32::try_from(limit).unwrap_or(CLAIM_ROWS_MAX).min(CLAIM_ROWS_MAX),
@@ -110,6 +139,18 @@ impl Scheduler {
             version: directory.version(&endpoint.tenant).unwrap_or(endpoint.version),
             probe,
         })
+    }
+
+    /// Rows for an endpoint that may be sent to: by its rate limit where it has one, else by what bounced; few at first
+    /// after a recovery.
+    fn allowance(&mut self, endpoint: &Endpoint, now: DateTime<Utc>, now_ms: u64) -> usize {
+        let rows = match &endpoint.rate_limit {
+            Some(limit) => self.budgets.limited(endpoint.id, limit, now_ms),
+            None => self.budgets.budget(endpoint.id, now_ms),
+        };
+        let recovered = self.links.circuits.recovered_at(endpoint.id);
+        let recovered_for = recovered.map(|at| u64::try_from((now - at).num_milliseconds()).unwrap_or(0));
+        recovered_for.map_or(rows, |ms| rows.min(ramp_rows(ms)))
     }
 
     /// Claims for the first of these endpoints, and returns for how many: fewer than given where they had more rows
@@ -125,18 +166,16 @@ impl Scheduler {
         let used = if full { last.map_or(budgets.len(), |at| at + 1) } else { budgets.len() };
         pass.more |= full;
         let mut per_endpoint = BTreeMap::new();
-        let mut lanes: BTreeMap<Lane, Vec<_>> = BTreeMap::new();
-        for (lane, job) in claimed {
+        for (_, job) in &claimed {
             *per_endpoint.entry(job.endpoint).or_insert(0usize) += 1;
-            lanes.entry(lane).or_default().push(job);
         }
         let now_ms = self.millis(Instant::now());
         for budget in budgets.iter().take(used) {
             let n = per_endpoint.get(&budget.endpoint).copied().unwrap_or(0);
             self.budgets.claimed(budget.endpoint, n, now_ms);
-            pass.more |= !budget.probe && n > 0 && i32::try_from(n).is_ok_and(|n| n == budget.limit);
+            pass.more |= budget.limit >= MORE_FROM && i32::try_from(n).is_ok_and(|n| n == budget.limit);
         }
-        for (lane, jobs) in lanes {
+        for (lane, jobs) in self.room.by_lane(claimed) {
             pass.claimed += jobs::publish(&self.links.bus, lane, jobs).await;
         }
         Ok(used)

@@ -5,13 +5,14 @@ use relay_core::address::{self, AddressPolicy};
 use relay_core::endpoint::limits;
 use relay_core::headers::{self, GivenHeader, GivenHeaders};
 use relay_core::matching::TypeFilter;
+use relay_core::rate::RateLimit;
 use relay_core::signature::{InvalidSchemes, Schemes, SigningSecret};
 use serde_json::value::RawValue;
 
-use crate::fields::{self, Faults, is_null};
+use crate::fields::{self, BodyError, Faults, is_null};
 use crate::refusal::Refusal;
 
-const FIELDS: &[&str; 16] = &[
+const FIELDS: &[&str; 17] = &[
     "name",
     "url",
     "max_retries",
@@ -24,6 +25,7 @@ const FIELDS: &[&str; 16] = &[
     "circuit_failure_threshold",
     "circuit_window_seconds",
     "circuit_recovery_seconds",
+    "rate_limit",
     "is_active",
     "paused",
     "signing_secret",
@@ -57,6 +59,8 @@ pub struct Settings {
     pub circuit_window_seconds: Option<u32>,
     /// Time until a probe, in seconds.
     pub circuit_recovery_seconds: Option<u32>,
+    /// How often it may be called; `Some(None)` is an explicit null: as often as it can take.
+    pub rate_limit: Option<Option<RateLimit>>,
     /// Whether it takes events.
     pub is_active: Option<bool>,
     /// Whether its deliveries wait.
@@ -126,6 +130,11 @@ fn read(body: &[u8], policy: &AddressPolicy) -> Result<(Settings, Faults), Refus
             .and_then(|(n, v)| f.integer(n, v, &limits::CIRCUIT_SECONDS)),
         circuit_recovery_seconds: given("circuit_recovery_seconds")
             .and_then(|(n, v)| f.integer(n, v, &limits::CIRCUIT_SECONDS)),
+        rate_limit: match field("rate_limit") {
+            Some(v) if is_null(v) => Some(None),
+            Some(v) => rate_limit(f, v).map(Some),
+            None => None,
+        },
         is_active: given("is_active").and_then(|(n, v)| f.boolean(n, v)),
         paused: given("paused").and_then(|(n, v)| f.boolean(n, v)),
         signing_secret: given("signing_secret").and_then(|(n, v)| f.secret(n, v)),
@@ -173,6 +182,30 @@ fn schedule(faults: &mut Faults, value: &RawValue) -> Option<Vec<u32>> {
         .map(|(i, item)| faults.integer(&format!("{NAME}.{i}"), item, &limits::SCHEDULE_DELAY_SECONDS))
         .collect();
     delays.into_iter().collect()
+}
+
+fn rate_limit(faults: &mut Faults, value: &RawValue) -> Option<RateLimit> {
+    const NAME: &str = "rate_limit";
+    const PARTS: &[&str; 2] = &["requests_per_second", "burst"];
+    let parts = fields::read(value.get().as_bytes(), PARTS);
+    let [per_second, burst] = parts
+        .map_err(|why| match why {
+            BodyError::Repeated(part) => faults.add(format_args!("{NAME}.{part}"), "stands there twice"),
+            BodyError::NotAnObject | BodyError::Malformed(_) => {
+                faults.add(NAME, "must be an object with requests_per_second and burst, or null");
+            }
+        })
+        .ok()?;
+    let Some(per_second) = per_second else {
+        faults.add(format_args!("{NAME}.requests_per_second"), "is required");
+        return None;
+    };
+    let per_second = faults.number(&format!("{NAME}.requests_per_second"), per_second, &limits::RATE_PER_SECOND);
+    let burst = match burst.filter(|v| !is_null(v)) {
+        Some(burst) => faults.integer(&format!("{NAME}.burst"), burst, &limits::RATE_BURST),
+        None => per_second.map(RateLimit::burst_of),
+    };
+    Some(RateLimit { per_second: per_second?, burst: burst? })
 }
 
 fn filter(faults: &mut Faults, name: &str, value: &RawValue) -> Option<TypeFilter> {
@@ -344,6 +377,33 @@ mod tests {
         assert_eq!(wrong(&with(r#","signature_schemes":[]"#)), ["body.signature_schemes"]);
         assert_eq!(wrong(&with(r#","signature_schemes":["standard-v1","v2"]"#)), ["body.signature_schemes.1"]);
         assert_eq!(wrong(&with(r#","signature_schemes":"standard-v1""#)), ["body.signature_schemes"]);
+    }
+
+    #[test]
+    fn a_rate_limit_has_two_parts_or_is_null() {
+        let read = |limit: &str| change(format!(r#"{{"rate_limit":{limit}}}"#).as_bytes(), &policy());
+        let of = |per_second, burst| Some(Some(RateLimit { per_second, burst }));
+        assert_eq!(read(r#"{"requests_per_second":10,"burst":20}"#).unwrap().rate_limit, of(10.0, 20));
+        assert_eq!(read(r#"{"requests_per_second":2.5}"#).unwrap().rate_limit, of(2.5, 3), "a second's worth");
+        assert_eq!(read(r#"{"requests_per_second":0.1,"burst":null}"#).unwrap().rate_limit, of(0.1, 1));
+        assert_eq!(read("null").unwrap().rate_limit, Some(None));
+        assert_eq!(change(b"{}", &policy()).unwrap().rate_limit, None);
+        for (bad, field) in [
+            ("7", "rate_limit"),
+            ("[]", "rate_limit"),
+            ("{}", "rate_limit.requests_per_second"),
+            (r#"{"requests_per_second":null}"#, "rate_limit.requests_per_second"),
+            (r#"{"requests_per_second":0}"#, "rate_limit.requests_per_second"),
+            (r#"{"requests_per_second":"5"}"#, "rate_limit.requests_per_second"),
+            (r#"{"requests_per_second":10001}"#, "rate_limit.requests_per_second"),
+            (r#"{"requests_per_second":5,"burst":0}"#, "rate_limit.burst"),
+            (r#"{"requests_per_second":5,"burst":1.5}"#, "rate_limit.burst"),
+            (r#"{"requests_per_second":5,"burst":1,"burst":2}"#, "rate_limit.burst"),
+        ] {
+            let Err(Refusal::Invalid(errors)) = read(bad) else { panic!("{bad}") };
+            let fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();
+            assert_eq!(fields, [format!("body.{field}")], "{bad}");
+        }
     }
 
     #[test]

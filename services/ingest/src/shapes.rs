@@ -39,6 +39,8 @@ pub struct EndpointShape {
     circuit_failure_threshold: u32,
     circuit_window_seconds: u64,
     circuit_recovery_seconds: u64,
+    /// How often it is called at most; null: no limit.
+    rate_limit: Option<RateLimitShape>,
     is_active: bool,
     paused: bool,
     /// A resume is under way: what was accepted before is being discarded, and then the pause ends.
@@ -53,6 +55,15 @@ pub struct EndpointShape {
     previous_public_key: Option<String>,
     created_at: DateTime<Utc>,
     updated_at: Option<DateTime<Utc>>,
+}
+
+/// A rate limit.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RateLimit)]
+pub struct RateLimitShape {
+    requests_per_second: f64,
+    /// Requests that may come at once after a silence.
+    burst: u32,
 }
 
 impl EndpointShape {
@@ -77,6 +88,9 @@ impl EndpointShape {
             circuit_failure_threshold: endpoint.circuit.threshold,
             circuit_window_seconds: endpoint.circuit.window.as_secs(),
             circuit_recovery_seconds: endpoint.circuit.recovery.as_secs(),
+            rate_limit: endpoint
+                .rate_limit
+                .map(|limit| RateLimitShape { requests_per_second: limit.per_second, burst: limit.burst }),
             is_active: endpoint.is_active,
             paused: endpoint.paused,
             discard_before: endpoint.discard_before,

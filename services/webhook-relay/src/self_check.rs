@@ -116,6 +116,7 @@ async fn endpoint(links: &Links, url: String) -> anyhow::Result<Endpoint> {
         retry: RetrySettings { schedule_seconds: Some(vec![1]), ..RetrySettings::default() },
         timeout: Duration::from_secs(5),
         circuit: CircuitRule::default(),
+        rate_limit: None,
         schemes: Schemes::default(),
         key: None,
         secret: SigningSecret::generate(random::bytes32()),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use relay_core::breaker::{Circuit, CircuitEvent, CircuitRule, Observation};
 use relay_core::ids::EndpointId;
+use relay_core::rate::{Lease, RateLimit};
 use tokio::sync::{Notify, watch};
 
 use crate::error::CircuitError;
@@ -83,6 +84,12 @@ impl Circuits {
         self.0.snapshot.ramp(endpoint)
     }
 
+    /// When the circuit of an endpoint closed whose ramp isn't over, as far as this pod knows: one that sends nothing
+    /// itself doesn't hear of its end.
+    pub fn recovered_at(&self, endpoint: EndpointId) -> Option<DateTime<Utc>> {
+        self.0.snapshot.recovered_at(endpoint)
+    }
+
     /// Asks to be the one that probes, after [`Decision::Probe`]. `lease`: the probe's time-out plus a margin; when
     /// it has run out another may probe. While Redis is away this pod grants it to itself, once.
     pub async fn try_probe(&self, endpoint: EndpointId, lease: Duration, now: DateTime<Utc>) -> bool {
@@ -111,6 +118,16 @@ impl Circuits {
                 self.0.probe_locally(endpoint, lease, now)
             }
         }
+    }
+
+    /// Leases up to `wanted` tokens of an endpoint's rate limit, which all pods share; with them, how many pods asked
+    /// lately. `None` while Redis is away: the pod keeps to its own part.
+    pub async fn lease_tokens(&self, endpoint: EndpointId, limit: &RateLimit, wanted: u32) -> Option<(Lease, u32)> {
+        if !self.0.is_up.load(Ordering::Relaxed) {
+            return None;
+        }
+        let leased = self.0.shared.lease(endpoint, limit, wanted, &self.0.pod).await;
+        leased.map_err(|error| self.0.set_down(&error)).ok()
     }
 
     /// Says what a call showed. Opens and closes at once in this pod; Redis hears of it within some 20 ms.

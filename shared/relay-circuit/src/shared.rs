@@ -3,7 +3,8 @@
 //!
 //! Keys: `<prefix>:{<endpoint>}` a hash per endpoint in trouble; `<prefix>:open`, `<prefix>:probes`,
 //! `<prefix>:waits` sorted sets of endpoints by the time in milliseconds when that ends; `<prefix>:born` a random
-//! value that is gone when Redis lost its memory; channel `<prefix>:changes`. One Redis, not a Redis Cluster: the scripts
+//! value that is gone when Redis lost its memory; `<prefix>:rate:{<endpoint>}` a hash per endpoint with a rate limit that is
+//! in use; channel `<prefix>:changes`. One Redis, not a Redis Cluster: the scripts
 //! touch hashes and sets together.
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, Script};
 use relay_core::breaker::{CALLS_MIN, FAILURE_PERCENT, Observation};
 use relay_core::ids::EndpointId;
+use relay_core::rate::{BATCH_US, Lease, RESERVE_US, RateLimit};
 use uuid::Uuid;
 
 use crate::error::CircuitError;
@@ -19,10 +21,12 @@ use crate::report::Report;
 
 /// Time for one command of the background work.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time for a probe's lease: somebody waits to send.
+/// Time for a lease, of a probe or of tokens: somebody waits to send.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 /// State is kept for this long after it has run out. Running out is never a change of state.
 const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// A pod that asked for tokens within this time counts among those that share the limit.
+const PODS_FOR: Duration = Duration::from_secs(10);
 /// Parts that the window is counted in.
 const PARTS: u32 = 12;
 /// Endpoints reported in one call, which holds Redis for about 10 µs each.
@@ -87,6 +91,10 @@ impl Keys {
     fn hash(&self, endpoint: EndpointId) -> String {
         format!("{}:{{{endpoint}}}", self.prefix)
     }
+
+    fn bucket(&self, endpoint: EndpointId) -> String {
+        format!("{}:rate:{{{endpoint}}}", self.prefix)
+    }
 }
 
 /// Redis, as far as circuits need it.
@@ -97,6 +105,7 @@ pub(crate) struct Shared {
     report: Script,
     probe: Script,
     half_open: Script,
+    lease: Script,
 }
 
 impl Shared {
@@ -123,6 +132,7 @@ impl Shared {
             report: script(include_str!("scripts/report.lua")),
             probe: script(include_str!("scripts/probe.lua")),
             half_open: script(include_str!("scripts/half_open.lua")),
+            lease: Script::new(include_str!("scripts/lease.lua")),
         })
     }
 
@@ -207,6 +217,23 @@ impl Shared {
         let mut connection = self.connection.clone();
         let was_open: u8 = in_time(RESPONSE_TIMEOUT, call.invoke_async(&mut connection)).await?;
         Ok(was_open == 1)
+    }
+
+    /// Leases tokens of a rate limit; with them, how many pods share it.
+    pub async fn lease(
+        &self,
+        endpoint: EndpointId,
+        limit: &RateLimit,
+        wanted: u32,
+        pod: &str,
+    ) -> Result<(Lease, u32), CircuitError> {
+        let mut call = self.lease.prepare_invoke();
+        call.key(self.keys.bucket(endpoint));
+        call.arg(pod).arg(limit.interval_us()).arg(limit.burst).arg(wanted);
+        call.arg(RESERVE_US).arg(BATCH_US).arg(u64::try_from(PODS_FOR.as_micros()).unwrap_or(u64::MAX));
+        let mut connection = self.connection.clone();
+        let (count, first_us, pods) = in_time(PROBE_TIMEOUT, call.invoke_async(&mut connection)).await?;
+        Ok((Lease { count, first_us }, pods))
     }
 
     /// Reads all that is known.

@@ -109,6 +109,14 @@ impl Snapshot {
         }
     }
 
+    /// Since when an endpoint's circuit is closed that just recovered.
+    pub fn recovered_at(&self, endpoint: EndpointId) -> Option<DateTime<Utc>> {
+        match self.get(endpoint)?.circuit {
+            Circuit::Ramp { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
     pub fn all(&self) -> Vec<(EndpointId, Known)> {
         self.0.iter().flat_map(|part| part.load().iter().map(|(e, k)| (*e, *k)).collect::<Vec<_>>()).collect()
     }

@@ -11,6 +11,7 @@ use crate::breaker::CircuitRule;
 use crate::ids::{EndpointId, TenantId};
 use crate::matching::TypeFilter;
 use crate::mutation::{self, Safety};
+use crate::rate::RateLimit;
 use crate::retry::Schedule;
 use crate::sealing::Withheld;
 use crate::signature::{Schemes, SigningKey, SigningSecret};
@@ -43,6 +44,10 @@ pub mod limits {
     pub const CIRCUIT_THRESHOLD: RangeInclusive<u32> = 1..=100;
     /// Window of those failures, and time until a probe, in seconds.
     pub const CIRCUIT_SECONDS: RangeInclusive<u32> = 1..=3600;
+    /// Requests per second of a rate limit.
+    pub const RATE_PER_SECOND: RangeInclusive<f64> = 0.1..=10_000.0;
+    /// Requests that may come at once within a rate limit.
+    pub const RATE_BURST: RangeInclusive<u32> = 1..=10_000;
     /// Active endpoints of one tenant.
     pub const ACTIVE_ENDPOINTS_MAX: usize = 20_000;
 }
@@ -138,6 +143,8 @@ pub struct Endpoint {
     pub timeout: Duration,
     /// When its circuit opens and closes.
     pub circuit: CircuitRule,
+    /// How often it may be called, by all pods together.
+    pub rate_limit: Option<RateLimit>,
     /// Which signatures its deliveries carry.
     pub schemes: Schemes,
     /// Signing secrets and secret headers, or why this process doesn't have them: then nothing can be sent from here.

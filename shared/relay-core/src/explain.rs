@@ -96,6 +96,7 @@ mod tests {
             secrets: Ok(Secrets::of(SigningSecret::trusted("whsec_0123456789abcdef".to_owned()))),
             is_active,
             paused: false,
+            rate_limit: None,
             discard_before: None,
             created_at,
             updated_at: None,

@@ -9,14 +9,17 @@
 //! round robin with a quantum of one. Slots are shared by dynamic thresholds (Choudhury and Hahne, 1998): an endpoint
 //! may hold as many slots as are free, so that N slow endpoints together leave 1/(N+1) of them to others, and one alone gets half.
 
-use std::collections::{HashMap, VecDeque};
+mod concurrency;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+pub use concurrency::{Concurrency, FAST_GROWTH_UNTIL, SLOW_GROWTH_EVERY, SLOW_MS};
 
 use crate::ids::{EndpointId, TenantId};
 
-/// Below this many in flight an endpoint's limit grows with every success (it doubles in a round trip).
-pub const FAST_GROWTH_UNTIL: usize = 64;
-/// Above it the limit grows by one with this many successes.
-pub const SLOW_GROWTH_EVERY: u32 = 8;
+/// Where first attempts and replays wait for one endpoint, a replay goes after this many others.
+pub const OTHERS_PER_REPLAY: u32 = 8;
 /// A queue whose endpoint's speed is not known yet may hold this many jobs, unless it timed out: one dispatcher
 /// batch for a quiet endpoint is no flood.
 pub const COLD_QUEUE: usize = 1024;
@@ -62,21 +65,29 @@ pub enum Completion {
     NotSent,
 }
 
+/// Until when an endpoint is not served, though it has work and places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Until this time, in milliseconds (its next request has to wait for it), or [`Lanes::release`].
+    Until(u64),
+    /// Until one of its requests in flight is over. There must be one.
+    Done,
+}
+
 /// One endpoint's queue and what is known of its speed.
 struct Lane<T> {
     tenant: TenantId,
     queue: VecDeque<T>,
+    /// Replays: they go when nothing else waits, and now and then.
+    replays: VecDeque<T>,
+    /// Others that went while replays waited.
+    others: u32,
     in_flight: usize,
-    limit: usize,
-    /// Above this the limit grows slowly.
-    threshold: usize,
-    /// Successes since the limit last grew, while it grows slowly.
-    credit: u32,
-    /// Time-outs among the next so many completions belong to the halving that was.
-    halved_for: usize,
+    concurrency: Concurrency,
     /// In its tenant's ring, or parked.
     listed: bool,
     parked: bool,
+    held: Option<Hold>,
     /// When work came for it, its speed being unknown.
     first_ms: u64,
     window: u64,
@@ -92,13 +103,13 @@ impl<T> Lane<T> {
         Self {
             tenant,
             queue: VecDeque::new(),
+            replays: VecDeque::new(),
+            others: 0,
             in_flight: 0,
-            limit: limits.endpoint_initial.clamp(1, limits.endpoint_max.max(1)),
-            threshold: FAST_GROWTH_UNTIL,
-            credit: 0,
-            halved_for: 0,
+            concurrency: Concurrency::new(limits.endpoint_initial, limits.endpoint_max),
             listed: false,
             parked: false,
+            held: None,
             first_ms: now_ms,
             window: now_ms / RATE_WINDOW_MS,
             completed: 0,
@@ -109,11 +120,29 @@ impl<T> Lane<T> {
     }
 
     fn runnable(&self) -> bool {
-        !self.queue.is_empty() && self.in_flight < self.limit
+        self.waiting() > 0 && self.in_flight < self.concurrency.limit() && self.held.is_none()
     }
 
     fn idle(&self) -> bool {
-        self.queue.is_empty() && self.in_flight == 0
+        self.waiting() == 0 && self.in_flight == 0
+    }
+
+    fn waiting(&self) -> usize {
+        self.queue.len() + self.replays.len()
+    }
+
+    fn pop(&mut self) -> Option<T> {
+        if self.replays.is_empty() {
+            return self.queue.pop_front();
+        }
+        if self.others < OTHERS_PER_REPLAY
+            && let Some(item) = self.queue.pop_front()
+        {
+            self.others += 1;
+            return Some(item);
+        }
+        self.others = 0;
+        self.replays.pop_front()
     }
 
     fn roll_window(&mut self, now_ms: u64) {
@@ -134,48 +163,19 @@ impl<T> Lane<T> {
         if self.idle() && self.completed + self.completed_before == 0 {
             self.first_ms = now_ms;
         }
-        let is_cold = now_ms.saturating_sub(self.first_ms) < COLD_MS && self.limit >= limits.endpoint_initial;
+        let is_cold =
+            now_ms.saturating_sub(self.first_ms) < COLD_MS && self.concurrency.limit() >= limits.endpoint_initial;
         let cold = if is_cold { COLD_QUEUE } else { 0 };
         limits.queue_min.max(by_rate).max(cold).max(1)
     }
 
-    fn completed(&mut self, how: Completion, limits: &LaneLimits, now_ms: u64) {
+    fn completed(&mut self, how: Completion, took_ms: u32, now_ms: u64) {
         self.roll_window(now_ms);
-        let was_busy = self.in_flight * 2 >= self.limit;
         self.in_flight = self.in_flight.saturating_sub(1);
-        if how == Completion::NotSent {
-            return;
+        if how != Completion::NotSent {
+            self.completed += 1;
         }
-        self.completed += 1;
-        let belongs_to_halving = self.halved_for > 0;
-        self.halved_for = self.halved_for.saturating_sub(1);
-        match how {
-            Completion::Success => {
-                if was_busy {
-                    self.grow(limits);
-                }
-            }
-            Completion::TimedOut if !belongs_to_halving => {
-                self.limit = (self.limit / 2).max(1);
-                self.threshold = self.limit.max(1);
-                self.credit = 0;
-                self.halved_for = self.in_flight;
-            }
-            Completion::TimedOut | Completion::Failed | Completion::NotSent => {}
-        }
-    }
-
-    fn grow(&mut self, limits: &LaneLimits) {
-        if self.limit < self.threshold {
-            self.limit += 1;
-        } else {
-            self.credit += 1;
-            if self.credit >= SLOW_GROWTH_EVERY {
-                self.credit = 0;
-                self.limit += 1;
-            }
-        }
-        self.limit = self.limit.min(limits.endpoint_max.max(1));
+        self.concurrency.completed(how, took_ms, self.in_flight);
     }
 }
 
@@ -190,6 +190,8 @@ pub struct Lanes<T> {
     /// Endpoints that could be served but hold more than their share of the free slots. Each has a request in
     /// flight, so its own completion un-parks it at the latest; entries whose lane isn't parked are void.
     parked: VecDeque<EndpointId>,
+    /// Endpoints that wait for a time; entries that don't say what their lane says are void.
+    held: BinaryHeap<Reverse<(u64, EndpointId)>>,
     /// Endpoints that may be idle, and since when.
     idle: VecDeque<(EndpointId, u64)>,
     queued: usize,
@@ -205,6 +207,7 @@ impl<T> Lanes<T> {
             rings: HashMap::new(),
             turns: VecDeque::new(),
             parked: VecDeque::new(),
+            held: BinaryHeap::new(),
             idle: VecDeque::new(),
             queued: 0,
             in_flight: 0,
@@ -213,12 +216,32 @@ impl<T> Lanes<T> {
 
     /// Queues a job. `Err`: the endpoint's queue is full, the job is to be handed back.
     pub fn push(&mut self, tenant: &TenantId, endpoint: EndpointId, item: T, now_ms: u64) -> Result<(), T> {
+        self.queue(tenant, endpoint, item, false, now_ms)
+    }
+
+    /// The same for a replay: it goes behind the endpoint's other work.
+    pub fn push_replay(&mut self, tenant: &TenantId, endpoint: EndpointId, item: T, now_ms: u64) -> Result<(), T> {
+        self.queue(tenant, endpoint, item, true, now_ms)
+    }
+
+    fn queue(
+        &mut self,
+        tenant: &TenantId,
+        endpoint: EndpointId,
+        item: T,
+        is_replay: bool,
+        now_ms: u64,
+    ) -> Result<(), T> {
         self.forget(now_ms);
         let lane = self.lanes.entry(endpoint).or_insert_with(|| Lane::new(tenant.clone(), &self.limits, now_ms));
-        if lane.queue.len() >= lane.room(&self.limits, now_ms) {
+        if lane.waiting() >= lane.room(&self.limits, now_ms) {
             return Err(item);
         }
-        lane.queue.push_back(item);
+        if is_replay {
+            lane.replays.push_back(item);
+        } else {
+            lane.queue.push_back(item);
+        }
         self.queued += 1;
         self.list(endpoint);
         Ok(())
@@ -227,6 +250,7 @@ impl<T> Lanes<T> {
     /// The next job to be sent, if any may be sent now; it counts as in flight until [`Lanes::done`].
     pub fn next(&mut self, now_ms: u64) -> Option<T> {
         self.forget(now_ms);
+        self.release_due(now_ms);
         while self.in_flight < self.limits.global_in_flight {
             let tenant = self.turns.pop_front()?;
             let Some(ring) = self.rings.get_mut(&tenant) else {
@@ -240,7 +264,7 @@ impl<T> Lanes<T> {
             let taken = match self.lanes.get_mut(&endpoint) {
                 Some(lane) if lane.runnable() && lane.in_flight < free => {
                     lane.in_flight += 1;
-                    let item = lane.queue.pop_front();
+                    let item = lane.pop();
                     lane.listed = lane.runnable();
                     if lane.listed {
                         ring.push_back(endpoint);
@@ -276,11 +300,20 @@ impl<T> Lanes<T> {
     }
 
     /// Frees the slot of a job that [`Lanes::next`] gave, and learns from how it ended.
-    pub fn done(&mut self, endpoint: EndpointId, how: Completion, now_ms: u64) {
+    /// `took_ms` is the time from its start to its end.
+    pub fn done(&mut self, endpoint: EndpointId, how: Completion, took_ms: u32, now_ms: u64) {
         let Some(lane) = self.lanes.get_mut(&endpoint).filter(|lane| lane.in_flight > 0) else {
             return;
         };
-        lane.completed(how, &self.limits, now_ms);
+        lane.held = lane.held.filter(|hold| *hold != Hold::Done);
+        self.free(endpoint, how, took_ms, now_ms);
+    }
+
+    fn free(&mut self, endpoint: EndpointId, how: Completion, took_ms: u32, now_ms: u64) {
+        let Some(lane) = self.lanes.get_mut(&endpoint) else {
+            return;
+        };
+        lane.completed(how, took_ms, now_ms);
         self.in_flight -= 1;
         self.unpark(endpoint);
         self.list(endpoint);
@@ -296,12 +329,64 @@ impl<T> Lanes<T> {
         self.forget(now_ms);
     }
 
+    /// Puts back a job that [`Lanes::next`] gave, at the head of its queue; its endpoint is not served for a while.
+    pub fn hold(&mut self, endpoint: EndpointId, item: T, hold: Hold, now_ms: u64) {
+        let Some(lane) = self.lanes.get_mut(&endpoint).filter(|lane| lane.in_flight > 0) else {
+            return;
+        };
+        lane.queue.push_front(item);
+        lane.held = Some(hold);
+        self.queued += 1;
+        if let Hold::Until(at) = hold {
+            self.held.push(Reverse((at, endpoint)));
+        }
+        self.free(endpoint, Completion::NotSent, 0, now_ms);
+    }
+
+    /// Ends an endpoint's wait.
+    pub fn release(&mut self, endpoint: EndpointId) {
+        if let Some(lane) = self.lanes.get_mut(&endpoint) {
+            lane.held = None;
+            self.list(endpoint);
+        }
+    }
+
+    /// When the next wait ends, if any endpoint waits.
+    pub fn next_release(&self) -> Option<u64> {
+        self.held.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn release_due(&mut self, now_ms: u64) {
+        while let Some(Reverse((at, endpoint))) = self.held.peek().copied() {
+            if at > now_ms {
+                return;
+            }
+            self.held.pop();
+            if self.lanes.get(&endpoint).is_some_and(|lane| lane.held == Some(Hold::Until(at))) {
+                self.release(endpoint);
+            }
+        }
+    }
+
+    /// Takes what waits for an endpoint beyond `keep` jobs: replays first, then what came last.
+    pub fn trim(&mut self, endpoint: EndpointId, keep: usize) -> Vec<T> {
+        let Some(lane) = self.lanes.get_mut(&endpoint) else {
+            return Vec::new();
+        };
+        let beyond = lane.queue.split_off(keep.min(lane.queue.len()));
+        let replays = lane.replays.split_off(keep.saturating_sub(lane.queue.len()).min(lane.replays.len()));
+        let items: Vec<T> = beyond.into_iter().chain(replays).collect();
+        self.queued -= items.len();
+        items
+    }
+
     /// Takes everything that waits for one endpoint (it was paused, its circuit opened).
     pub fn drain_endpoint(&mut self, endpoint: EndpointId) -> Vec<T> {
         let Some(lane) = self.lanes.get_mut(&endpoint) else {
             return Vec::new();
         };
-        let items: Vec<T> = lane.queue.drain(..).collect();
+        let items: Vec<T> = lane.queue.drain(..).chain(lane.replays.drain(..)).collect();
+        lane.held = None;
         self.queued -= items.len();
         let now_ms = lane.idle_since;
         self.note_idle(endpoint, now_ms);
@@ -326,7 +411,12 @@ impl<T> Lanes<T> {
 
     /// Jobs that wait for one endpoint.
     pub fn queued_for(&self, endpoint: EndpointId) -> usize {
-        self.lanes.get(&endpoint).map_or(0, |lane| lane.queue.len())
+        self.lanes.get(&endpoint).map_or(0, Lane::waiting)
+    }
+
+    /// Whether an endpoint's requests take long.
+    pub fn is_slow(&self, endpoint: EndpointId) -> bool {
+        self.lanes.get(&endpoint).is_some_and(|lane| lane.concurrency.is_slow())
     }
 
     /// Jobs in flight to one endpoint.

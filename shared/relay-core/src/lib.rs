@@ -2,10 +2,10 @@
 //! numbers come in as arguments, so everything here is tested by examples, properties and the simulation.
 //!
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
-//! wire), [`matching`] and [`protocol`] (dispatched), [`job`] and [`lanes`] (queued), [`signature`] and [`address`]
-//! (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`] (recorded).
-//! [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and [`series`] serve
-//! the REST interface;
+//! wire), [`matching`] and [`protocol`] (dispatched), [`job`], [`lanes`] and [`rate`] (queued), [`signature`] and
+//! [`address`] (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`]
+//! (recorded). [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and
+//! [`series`] serve the REST interface;
 //! [`audit`] judges what a running system holds.
 
 pub mod address;
@@ -30,6 +30,7 @@ pub mod mutation;
 pub mod page;
 pub mod problem;
 pub mod protocol;
+pub mod rate;
 pub mod retry;
 pub mod sealing;
 pub mod series;

@@ -29,6 +29,9 @@ pub const HINT_DIRECTORY: &str = "relay.hint.directory";
 pub const HINT_DUE: &str = "relay.hint.due";
 /// Hint on core NATS: an endpoint's queue in a deliverer is full (body: the endpoint's id); valid for a second.
 pub const HINT_FULL: &str = "relay.hint.full";
+/// Hint on core NATS: an endpoint's requests take long, as a deliverer sees it (body: the endpoint's id); valid for a
+/// minute.
+pub const HINT_SLOW: &str = "relay.hint.slow";
 
 /// Header: the tenant's idempotency key, on `relay.events.>`.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";

@@ -170,7 +170,7 @@ impl Directory {
                     e.secret_headers as "secret_headers: Json<BTreeMap<String, String>>", e.max_retries, e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds,
                     e.circuit_failure_threshold, e.circuit_window_seconds, e.circuit_recovery_seconds, e.secret, e.previous_secret,
                     e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
-                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version
+                    e.previous_signing_key, e.rate_limit_per_second, e.rate_limit_burst, e.discard_before, e.created_at, e.updated_at, e.version
                 from endpoints e where e.id = any($1)"#,
                 ids
             ))

@@ -8,6 +8,7 @@ use relay_core::breaker::CircuitRule;
 use relay_core::endpoint::{Endpoint, PreviousSecrets, RetrySettings, Secrets};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
+use relay_core::rate::RateLimit;
 use relay_core::sealing::{Field, Withheld};
 use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use secrecy::{ExposeSecret, SecretString};
@@ -44,6 +45,8 @@ pub(crate) struct EndpointRow {
     pub(crate) signature_schemes: Option<Vec<String>>,
     pub(crate) signing_key: Option<String>,
     pub(crate) previous_signing_key: Option<String>,
+    pub(crate) rate_limit_per_second: Option<f64>,
+    pub(crate) rate_limit_burst: Option<i32>,
     pub(crate) discard_before: Option<DateTime<Utc>>,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) updated_at: Option<DateTime<Utc>>,
@@ -96,6 +99,10 @@ impl EndpointRow {
                 window: seconds(self.circuit_window_seconds),
                 recovery: seconds(self.circuit_recovery_seconds),
             },
+            rate_limit: self
+                .rate_limit_per_second
+                .zip(self.rate_limit_burst)
+                .map(|(per_second, burst)| RateLimit { per_second, burst: natural(burst) }),
             schemes,
             secrets,
             is_active: self.is_active,

@@ -12,6 +12,7 @@ use relay_core::headers::{GivenHeader, GivenHeaders};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
 use relay_core::page::Cursor;
+use relay_core::rate::RateLimit;
 use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use sqlx::types::Json;
 
@@ -43,6 +44,8 @@ pub struct NewEndpoint {
     pub timeout: Duration,
     /// When its circuit opens and closes.
     pub circuit: CircuitRule,
+    /// How often it may be called.
+    pub rate_limit: Option<RateLimit>,
     /// Which signatures its deliveries carry.
     pub schemes: Schemes,
     /// The signing secret.
@@ -81,6 +84,8 @@ pub struct EndpointChange {
     pub circuit_window: Option<Duration>,
     /// How long it stays open, whole seconds.
     pub circuit_recovery: Option<Duration>,
+    /// How often it may be called; `Some(None)` takes the limit away.
+    pub rate_limit: Option<Option<RateLimit>>,
     /// Which signatures its deliveries carry.
     pub schemes: Option<Schemes>,
     /// The key pair that it gets if it has none.
@@ -152,13 +157,13 @@ impl Store {
                 r#"with t as (update tenants set directory_version = directory_version + 1 where id = $2 returning directory_version)
                 insert into endpoints (id, tenant, name, url, event_types_filter, custom_headers, max_retries, retry_backoff_base, retry_max_delay_seconds,
                     retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds, circuit_recovery_seconds, secret, is_active, signature_schemes, signing_key,
-                    secret_headers, version)
-                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, t.directory_version from t
+                    secret_headers, rate_limit_per_second, rate_limit_burst, version)
+                select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, t.directory_version from t
                 returning id, tenant, name, url, event_types_filter, custom_headers as "custom_headers: Json<BTreeMap<String, String>>",
                     secret_headers as "secret_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
-                    previous_signing_key, discard_before, created_at, updated_at, version"#,
+                    previous_signing_key, rate_limit_per_second, rate_limit_burst, discard_before, created_at, updated_at, version"#,
                 new.id.0,
                 new.tenant.as_str(),
                 new.name,
@@ -177,7 +182,9 @@ impl Store {
                 new.is_active,
                 names(new.schemes) as _,
                 new.key.as_ref().map(|key| sealer.key(key)),
-                Json(&headers.secret) as _
+                Json(&headers.secret) as _,
+                new.rate_limit.map(|limit| limit.per_second),
+                new.rate_limit.map(|limit| stored(limit.burst))
             ))
             .await?;
         row.map(|row| self.endpoint_of(row)).transpose()
@@ -193,7 +200,7 @@ impl Store {
                     secret_headers as "secret_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
-                    previous_signing_key, discard_before, created_at, updated_at, version
+                    previous_signing_key, rate_limit_per_second, rate_limit_burst, discard_before, created_at, updated_at, version
                 from endpoints where id = $1 and tenant = $2"#,
                 id.0,
                 tenant.as_str()
@@ -217,7 +224,7 @@ impl Store {
                     secret_headers as "secret_headers: Json<BTreeMap<String, String>>", max_retries,
                     retry_backoff_base, retry_max_delay_seconds, retry_schedule_seconds, timeout_seconds, circuit_failure_threshold, circuit_window_seconds,
                     circuit_recovery_seconds, secret, previous_secret, previous_secret_until, secret_rotated_at, is_active, paused, signature_schemes, signing_key,
-                    previous_signing_key, discard_before, created_at, updated_at, version
+                    previous_signing_key, rate_limit_per_second, rate_limit_burst, discard_before, created_at, updated_at, version
                 from endpoints
                 where tenant = $1 and ($2::boolean is null or is_active = $2) and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
                 order by created_at desc, id desc
@@ -274,6 +281,8 @@ impl Store {
                         select jsonb_object_agg(k.name, s.value) from unnest($21::text[]) as k (name)
                         join jsonb_each(e.secret_headers) as s on lower(s.key) = lower(k.name)
                     ), '{}') end,
+                    rate_limit_per_second = case when $22 then $23 else e.rate_limit_per_second end,
+                    rate_limit_burst = case when $22 then $24 else e.rate_limit_burst end,
                     updated_at = now(), version = t.directory_version
                 from t
                 where e.id = $1 and e.tenant = $2
@@ -281,7 +290,7 @@ impl Store {
                     e.secret_headers as "secret_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
                     e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
-                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
+                    e.previous_signing_key, e.rate_limit_per_second, e.rate_limit_burst, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
                 change.name,
@@ -302,7 +311,10 @@ impl Store {
                 change.schemes.map(names) as _,
                 change.key.as_ref().map(|key| sealer.key(key)),
                 headers.as_ref().map(|h| Json(&h.secret)) as _,
-                headers.as_ref().map_or(&[][..], |h| &h.kept) as _
+                headers.as_ref().map_or(&[][..], |h| &h.kept) as _,
+                change.rate_limit.is_some(),
+                change.rate_limit.flatten().map(|limit| limit.per_second),
+                change.rate_limit.flatten().map(|limit| stored(limit.burst))
             ))
             .await?;
         row.map(|row| self.endpoint_of(row)).transpose()
@@ -346,7 +358,7 @@ impl Store {
                     e.secret_headers as "secret_headers: Json<BTreeMap<String, String>>", e.max_retries,
                     e.retry_backoff_base, e.retry_max_delay_seconds, e.retry_schedule_seconds, e.timeout_seconds, e.circuit_failure_threshold, e.circuit_window_seconds,
                     e.circuit_recovery_seconds, e.secret, e.previous_secret, e.previous_secret_until, e.secret_rotated_at, e.is_active, e.paused, e.signature_schemes, e.signing_key,
-                    e.previous_signing_key, e.discard_before, e.created_at, e.updated_at, e.version"#,
+                    e.previous_signing_key, e.rate_limit_per_second, e.rate_limit_burst, e.discard_before, e.created_at, e.updated_at, e.version"#,
                 id.0,
                 tenant.as_str(),
                 sealer.secret(secret),

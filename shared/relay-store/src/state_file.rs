@@ -114,6 +114,7 @@ impl Entry {
             secrets: Err(Withheld::NotRead),
             is_active: self.is_active,
             paused: self.paused,
+            rate_limit: None,
             discard_before: None,
             created_at: self.created_at,
             updated_at: None,

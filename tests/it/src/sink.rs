@@ -77,6 +77,8 @@ struct Path {
     /// Answers in order; the last one stays.
     script: Vec<Reply>,
     answered: usize,
+    /// Answers 500 whatever the script says, also to what it is answering now.
+    is_dead: bool,
 }
 
 #[derive(Default)]
@@ -130,7 +132,12 @@ impl Sink {
     /// Sets the answers of a path, in order; the last one stays.
     pub fn script(&self, path: &str, replies: impl IntoIterator<Item = Reply>) {
         let script = replies.into_iter().collect();
-        self.lock().paths.insert(path.to_owned(), Path { script, answered: 0 });
+        self.lock().paths.insert(path.to_owned(), Path { script, answered: 0, is_dead: false });
+    }
+
+    /// From now on a path answers 500, also to the requests that it is answering now.
+    pub fn die(&self, path: &str) {
+        self.lock().paths.entry(path.to_owned()).or_default().is_dead = true;
     }
 
     /// What came on a path so far.
@@ -185,8 +192,13 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap
     };
     shared.came.notify_waiters();
     tokio::time::sleep(reply.delay).await;
+    let is_dead = {
+        let inner = shared.inner.lock().expect("no test panics while it holds this lock");
+        inner.paths.get(uri.path()).is_some_and(|path| path.is_dead)
+    };
+    let status = if is_dead { 500 } else { reply.status };
     let mut response =
-        Response::builder().status(reply.status).body(Body::from(reply.body)).expect("a scripted status is valid");
+        Response::builder().status(status).body(Body::from(reply.body)).expect("a scripted status is valid");
     for (name, value) in reply.headers {
         response.headers_mut().insert(
             HeaderName::try_from(name).expect("a scripted name is valid"),

@@ -2,7 +2,6 @@
 
 use relay_core::delivery::DeadReason;
 use relay_core::job::Job;
-use relay_core::subject::Lane;
 use uuid::Uuid;
 
 use super::*;
@@ -36,7 +35,7 @@ async fn a_job_is_started_and_its_message_acked_when_it_is_settled() {
     assert_eq!(out.starts.len(), 2);
     for (work, as_probe) in std::mem::take(&mut out.starts) {
         assert!(!as_probe && out.acks.is_empty());
-        pool.over(work.job.endpoint, Completion::Success, now, &mut out);
+        pool.over(work.job.endpoint, Completion::Success, 10, now, &mut out);
         pool.settled([(work.key(), Settled::Done { claim: 1 })], &mut out);
     }
     assert_eq!(out.acks, ["m"]);
@@ -91,12 +90,12 @@ async fn a_full_queue_hands_back_and_says_so_and_says_when_there_is_room() {
         let Some((work, _)) = out.starts.pop() else { break };
         sent += 1;
         settled.push((work.key(), Settled::Done { claim: 1 }));
-        pool.over(work.job.endpoint, Completion::Success, now, &mut out);
+        pool.over(work.job.endpoint, Completion::Success, 10, now, &mut out);
         if std::mem::take(&mut out.freed) {
             while let Some((work, _)) = out.starts.pop() {
                 sent += 1;
                 settled.push((work.key(), Settled::Done { claim: 1 }));
-                pool.over(work.job.endpoint, Completion::Success, now, &mut out);
+                pool.over(work.job.endpoint, Completion::Success, 10, now, &mut out);
             }
             break;
         }
@@ -130,4 +129,87 @@ async fn a_stopping_pod_hands_everything_back() {
     assert_eq!(out.starts.len(), 1, "nothing new is sent");
     assert_eq!(reasons(&out), [HandBack::Shutdown; 3]);
     assert!(out.freed, "another pod can take them at once");
+}
+
+#[tokio::test]
+async fn a_limited_endpoint_waits_in_its_own_queue_for_tokens() {
+    let (mut pool, mut out, now) = (pool(LaneLimits::default()), Effects::default(), Instant::now());
+    let limit = RateLimit { per_second: 10.0, burst: 1 };
+    let other = Job { endpoint: EndpointId(Uuid::from_u128(2)), ..job(9) };
+    pool.arrived(message("m", (0..64).map(job).chain([other.clone()]).collect()), now, &mut out);
+    let gate = |work: &Work, _: usize| {
+        if work.job.endpoint == other.endpoint { Gate::Send } else { Gate::Paced(limit) }
+    };
+    pool.pump(now, gate, &mut out);
+    assert_eq!(out.starts.iter().map(|(w, _)| w.job.endpoint).collect::<Vec<_>>(), [other.endpoint]);
+    let ask = out.asks.pop().unwrap();
+    assert_eq!((ask.wanted, out.asks.len()), (1, 0));
+    // What the limit doesn't let through in two seconds is handed back, and said to be full.
+    assert_eq!((reasons(&out).len(), out.full.len()), (64 - 21, 1));
+    assert!(reasons(&out).iter().all(|r| *r == HandBack::Full));
+    assert!(pool.wakes_at().is_some());
+
+    pool.leased((ask, Some((Lease { count: 1, first_us: 0 }, 1))), now);
+    pool.pump(now, gate, &mut out);
+    assert_eq!((out.starts.len(), out.asks.len()), (2, 1));
+    let ask = out.asks.pop().unwrap();
+    pool.leased((ask, Some((Lease { count: 1, first_us: 100_000 }, 1))), now);
+    pool.pump(now, gate, &mut out);
+    let wake = pool.wakes_at().unwrap();
+    assert!((100..=101).contains(&(wake - now).as_millis()), "{:?}", wake - now);
+    assert_eq!(out.starts.len(), 2);
+    pool.pump(wake, gate, &mut out);
+    assert_eq!(out.starts.len(), 3);
+    // Redis is away: the pod goes on by itself.
+    let ask = out.asks.pop().unwrap();
+    pool.leased((ask, None), now + Duration::from_secs(2));
+    pool.pump(now + Duration::from_secs(2), gate, &mut out);
+    assert_eq!(out.starts.len(), 4);
+
+    // A long wait is spent in the table.
+    let (ask, handed_back) = (out.asks.pop().unwrap(), out.reports.len());
+    pool.leased((ask, Some((Lease { count: 0, first_us: 9_000_000 }, 1))), now + Duration::from_secs(3));
+    pool.pump(now + Duration::from_secs(3), gate, &mut out);
+    let waiting = &out.reports[handed_back..];
+    let delays: Vec<_> = waiting.iter().map(|r| r.result.outcome.clone()).collect();
+    let waits = |ms| Outcome::HandedBack { delay: Duration::from_millis(ms), reason: HandBack::Waiting };
+    assert_eq!(delays[..3], [waits(9000), waits(9100), waits(9200)]);
+    assert_eq!(pool.lanes.queued(), 0);
+}
+
+#[tokio::test]
+async fn what_a_recovered_endpoint_may_not_have_yet_waits_in_its_queue() {
+    let (mut pool, mut out, now) = (pool(LaneLimits::default()), Effects::default(), Instant::now());
+    pool.arrived(message("m", vec![job(1), job(2), job(3)]), now, &mut out);
+    let ramp = |_: &Work, n: usize| if n > 1 { Gate::AfterOne } else { Gate::Send };
+    pool.pump(now, ramp, &mut out);
+    pool.pump(now, ramp, &mut out);
+    assert_eq!((out.starts.len(), out.reports.len()), (1, 0));
+    pool.over(job(1).endpoint, Completion::Success, 10, now, &mut out);
+    pool.pump(now, ramp, &mut out);
+    assert_eq!((out.starts.len(), out.reports.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_slow_endpoint_is_announced_once_in_a_while() {
+    let (mut pool, mut out, mut now) = (pool(LaneLimits::default()), Effects::default(), Instant::now());
+    let mut said = Vec::new();
+    for n in 0..12 {
+        pool.arrived(message("m", vec![job(n)]), now, &mut out);
+        pool.pump(now, |_, _| Gate::Send, &mut out);
+        now += Duration::from_secs(3);
+        pool.over(job(n).endpoint, Completion::Success, if n < 8 { 6000 } else { 40 }, now, &mut out);
+        said.push(out.slow.len());
+    }
+    assert_eq!(said, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+}
+
+#[tokio::test]
+async fn replays_go_behind_first_attempts() {
+    let limits = LaneLimits { endpoint_initial: 1, ..LaneLimits::default() };
+    let (mut pool, mut out, now) = (pool(limits), Effects::default(), Instant::now());
+    pool.arrived(Arrived { lane: Lane::Replay, ..message("replays", vec![job(1), job(2)]) }, now, &mut out);
+    pool.arrived(message("fresh", vec![job(3)]), now, &mut out);
+    pool.pump(now, |_, _| Gate::Send, &mut out);
+    assert_eq!(out.starts[0].0.job.event, job(3).event);
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use relay_core::ids::JobId;
+use relay_core::subject::Lane;
 use relay_store::{ErrorKind, Stepped};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,9 @@ use crate::runner::{StepError, step};
 
 /// Between two looks for jobs.
 const IDLE: Duration = Duration::from_millis(500);
+/// Messages of replays (bundles of up to 64 jobs) that may wait in JOBS: more of them would only wait there, and their
+/// leases run out meanwhile.
+const REPLAYS_WAITING_MAX: u64 = 50;
 
 /// Does the duty until `stop` fires.
 pub async fn run(api: Api, mut leading: watch::Receiver<bool>, stop: CancellationToken) {
@@ -35,6 +39,9 @@ async fn round(api: &Api, stop: &CancellationToken) -> Duration {
             return IDLE;
         }
     };
+    if jobs.is_empty() || replays_wait(api).await {
+        return IDLE;
+    }
     let mut pause = IDLE;
     for job in jobs {
         if stop.is_cancelled() {
@@ -48,6 +55,11 @@ async fn round(api: &Api, stop: &CancellationToken) -> Duration {
         }
     }
     pause
+}
+
+/// Whether the deliverers have enough replays to do. Unknown counts as no: the ledger is what jobs need.
+async fn replays_wait(api: &Api) -> bool {
+    api.links.bus.jobs_lag(Lane::Replay).await.is_ok_and(|lag| lag.pending > REPLAYS_WAITING_MAX)
 }
 
 /// What trying again doesn't mend ends the job.

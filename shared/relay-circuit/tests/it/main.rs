@@ -2,4 +2,5 @@
 
 mod away;
 mod pods;
+mod rates;
 mod shared;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::ids::EndpointId;
+use crate::rate::RateLimit;
 
 const START: usize = 256;
 const LEAST: usize = 4;
@@ -15,16 +16,29 @@ const FORGET_MS: u64 = 60_000;
 /// results flush first.
 pub const LAPSED_GRACE_MS: u64 = 8000;
 
+/// How much faster than its rate limit an endpoint's work is claimed: its queues in the pods never run dry, and what is
+/// too much for them bounces.
+const AHEAD: f64 = 1.25;
+/// After a recovery the budget doubles in this time.
+const RAMP_MS: u64 = 500;
+
 struct Budget {
     rows: usize,
     changed_ms: u64,
     used_ms: u64,
 }
 
-/// Budgets per endpoint: halved when work bounces, doubled while it doesn't.
+struct Credit {
+    rows: f64,
+    at_ms: u64,
+}
+
+/// Budgets per endpoint: halved when work bounces, doubled while it doesn't; for endpoints with a rate limit what it
+/// lets through.
 #[derive(Default)]
 pub struct Budgets {
     by_endpoint: HashMap<EndpointId, Budget>,
+    limited: HashMap<EndpointId, Credit>,
     swept_ms: u64,
 }
 
@@ -38,8 +52,24 @@ impl Budgets {
         budget.rows
     }
 
+    /// Rows that may be claimed for an endpoint with a rate limit now: some more than it lets through, so that the
+    /// rest stays in the table, the oldest first in turn.
+    pub fn limited(&mut self, endpoint: EndpointId, limit: &RateLimit, now_ms: u64) -> usize {
+        self.sweep(now_ms);
+        let most = limit.per_second.max(1.0) + f64::from(limit.burst);
+        let credit = self.limited.entry(endpoint).or_insert(Credit { rows: most, at_ms: now_ms });
+        let passed = now_ms.saturating_sub(credit.at_ms) as f64 / 1000.0;
+        credit.rows = (credit.rows + passed * limit.per_second * AHEAD).min(most);
+        credit.at_ms = now_ms;
+        // A float that is cast saturates.
+        credit.rows as usize
+    }
+
     /// Notes that `n` rows were claimed. A budget that was used up whole and kept quiet grows.
     pub fn claimed(&mut self, endpoint: EndpointId, n: usize, now_ms: u64) {
+        if let Some(credit) = self.limited.get_mut(&endpoint) {
+            credit.rows -= n as f64;
+        }
         if let Some(budget) = self.by_endpoint.get_mut(&endpoint)
             && n >= budget.rows
             && now_ms.saturating_sub(budget.changed_ms) >= QUIET_MS
@@ -60,9 +90,17 @@ impl Budgets {
     fn sweep(&mut self, now_ms: u64) {
         if now_ms.saturating_sub(self.swept_ms) >= FORGET_MS {
             self.by_endpoint.retain(|_, b| now_ms.saturating_sub(b.used_ms) < FORGET_MS);
+            self.limited.retain(|_, c| now_ms.saturating_sub(c.at_ms) < FORGET_MS);
             self.swept_ms = now_ms;
         }
     }
+}
+
+/// Rows that may be claimed in one pass for an endpoint that recovered so long ago: 1, 2, 4 … The pods keep to the
+/// answers they see; this keeps the backlog in the table until they are there.
+pub fn ramp_rows(recovered_for_ms: u64) -> usize {
+    let doublings = u32::try_from(recovered_for_ms / RAMP_MS).unwrap_or(u32::MAX);
+    1usize.checked_shl(doublings).unwrap_or(MOST).clamp(1, MOST)
 }
 
 /// Whether a leader may claim leases that lapsed: not in its first seconds, nor right after a failed pass or a
@@ -92,6 +130,31 @@ mod tests {
             b.bounced(e, QUIET_MS);
         }
         assert_eq!(b.budget(e, QUIET_MS), LEAST);
+    }
+
+    #[test]
+    fn a_limited_endpoint_is_claimed_for_at_its_rate() {
+        let (e, limit) = (EndpointId(Uuid::from_u128(1)), RateLimit { per_second: 20.0, burst: 5 });
+        let mut b = Budgets::default();
+        let mut claimed = 0;
+        for now_ms in (0..10_000).step_by(50) {
+            let n = b.limited(e, &limit, now_ms);
+            b.claimed(e, n, now_ms);
+            claimed += n;
+        }
+        assert!((270..=276).contains(&claimed), "{claimed}");
+        assert_eq!(b.limited(e, &limit, 60_000), 25, "no more than a second's worth and the burst after a silence");
+        let slow = RateLimit { per_second: 0.1, burst: 1 };
+        let mut b = Budgets::default();
+        assert_eq!(b.limited(e, &slow, 0), 2);
+        b.claimed(e, 2, 0);
+        assert_eq!((b.limited(e, &slow, 7900), b.limited(e, &slow, 8100)), (0, 1));
+    }
+
+    #[test]
+    fn a_recovered_endpoint_gets_its_backlog_by_and_by() {
+        assert_eq!([0, 499, 500, 1000, 1500].map(ramp_rows), [1, 1, 2, 4, 8]);
+        assert_eq!([10_000, u64::MAX].map(ramp_rows), [MOST, MOST]);
     }
 
     #[test]

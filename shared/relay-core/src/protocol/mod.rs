@@ -6,11 +6,13 @@ mod budgets;
 mod fold;
 mod plan;
 pub mod rows;
+mod shares;
 mod suspect;
 
-pub use budgets::{Budgets, may_claim_lapsed};
+pub use budgets::{Budgets, may_claim_lapsed, ramp_rows};
 pub use fold::{FoldedEvent, FoldedResult, fold_events, fold_results};
 pub use plan::{
     DISPATCH_BYTES_MAX, DISPATCH_DELIVERIES_MAX, DISPATCH_EVENTS_MAX, PlannedDead, PlannedDelivery, PlannedEvent, split,
 };
+pub use shares::deal;
 pub use suspect::{AGE_MAX, DISRUPTION, Sighting, StatementFailure, classify_sqlstate, is_stale, is_suspect};

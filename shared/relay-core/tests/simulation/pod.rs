@@ -205,7 +205,7 @@ impl World {
                 self.attempt(owner, work);
                 continue;
             }
-            self.pod(owner).lanes.done(endpoint, Completion::NotSent, now);
+            self.pod(owner).lanes.done(endpoint, Completion::NotSent, 0, now);
             if paused {
                 self.hand_back(owner, &work, HandBack::Paused);
             } else {
@@ -254,7 +254,7 @@ impl World {
             };
             w.note(|| format!("{} dropped by pod {}", short_key(key), owner.process));
             let now = w.now;
-            w.pod(owner).lanes.done(key.1, Completion::NotSent, now);
+            w.pod(owner).lanes.done(key.1, Completion::NotSent, 0, now);
             w.settle(owner, work.slot(), settled);
             w.pump(owner);
         });
@@ -264,7 +264,7 @@ impl World {
         let (key, time) = (work.key(), self.time());
         if self.pod(owner).stopping {
             let now = self.now;
-            self.pod(owner).lanes.done(key.1, Completion::NotSent, now);
+            self.pod(owner).lanes.done(key.1, Completion::NotSent, 0, now);
             return self.hand_back(owner, &work, HandBack::Shutdown);
         }
         let id = AttemptId(uuid_v7(time, self.dice.bytes10()));
@@ -328,7 +328,7 @@ impl World {
             Answer::Refusal => (Outcome::Dead { reason: DeadReason::Permanent, deactivate: false }, Completion::Failed),
         };
         let now = self.now;
-        self.pod(owner).lanes.done(work.job.endpoint, completion, now);
+        self.pod(owner).lanes.done(work.job.endpoint, completion, 10, now);
         self.report(owner, work, outcome, Some(id));
         self.pump(owner);
     }

@@ -4,6 +4,7 @@ use relay_core::endpoint::{Endpoint, PreviousSecrets};
 use relay_core::ids::{EndpointId, TenantId};
 use relay_core::matching::TypeFilter;
 use relay_core::page::PageRequest;
+use relay_core::rate::RateLimit;
 use relay_core::signature::{Schemes, SigningKey, SigningSecret};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,12 @@ async fn changes_arrive_and_decide_the_matching(pool: PgPool) {
     };
     let changed = ledger.update_endpoint(&tenant(), exact.id, &change).await.unwrap().unwrap();
     assert_eq!((changed.paused, changed.retry.schedule_seconds, changed.name), (true, None, "test".to_owned()));
+    let limited = |limit| EndpointChange { rate_limit: limit, ..EndpointChange::default() };
+    let limit = Some(RateLimit { per_second: 2.5, burst: 7 });
+    for (change, expected) in [(Some(limit), limit), (None, limit), (Some(None), None)] {
+        let changed = ledger.update_endpoint(&tenant(), exact.id, &limited(change)).await.unwrap().unwrap();
+        assert_eq!(changed.rate_limit, expected);
+    }
     assert!(ledger.deactivate_endpoint(&tenant(), all.id).await.unwrap());
     let secret = SigningSecret::trusted("whsec_fedcba9876543210".to_owned());
     let key = SigningKey::generate([1; 32]);

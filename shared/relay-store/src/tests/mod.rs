@@ -107,6 +107,7 @@ impl Ledger {
             retry: RetrySettings { schedule_seconds: Some(vec![1, 2]), ..RetrySettings::default() },
             timeout: Duration::from_secs(30),
             circuit: CircuitRule::default(),
+            rate_limit: None,
             schemes: Schemes::default(),
             key: None,
             secret: SigningSecret::trusted("whsec_0123456789abcdef".to_owned()),

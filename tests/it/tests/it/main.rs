@@ -15,6 +15,7 @@ mod endpoints;
 mod event_batches;
 mod event_lists;
 mod fan_out;
+mod flow;
 mod fsck;
 mod hostile_receivers;
 mod hostile_requests;

@@ -88,6 +88,7 @@ fn new_endpoint(settings: Settings, tenant: TenantId, id: EndpointId, random: im
             window: seconds(settings.circuit_window_seconds, circuit.window),
             recovery: seconds(settings.circuit_recovery_seconds, circuit.recovery),
         },
+        rate_limit: settings.rate_limit.flatten(),
         schemes,
         secret: settings.signing_secret.unwrap_or_else(|| SigningSecret::generate(random())),
         key: schemes.has(Scheme::StandardV1a).then(|| SigningKey::generate(random())),

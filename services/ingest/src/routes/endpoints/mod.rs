@@ -103,4 +103,17 @@ pub struct EndpointOptions {
     circuit_window_seconds: Option<u32>,
     #[schema(minimum = 1, maximum = 3600, default = 300)]
     circuit_recovery_seconds: Option<u32>,
+    /// Null: no limit.
+    rate_limit: Option<RateLimitRequest>,
+}
+
+/// How often an endpoint is called at most, by all deliverers together. What comes faster waits.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the request in the OpenAPI document")]
+pub struct RateLimitRequest {
+    #[schema(minimum = 0.1, maximum = 10000.0)]
+    requests_per_second: f64,
+    /// Requests that may come at once after a silence; without it a second's worth.
+    #[schema(minimum = 1, maximum = 10000)]
+    burst: Option<u32>,
 }

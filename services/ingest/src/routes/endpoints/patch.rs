@@ -28,7 +28,7 @@ use crate::shapes::EndpointShape;
 /// Change an endpoint
 ///
 /// Only the fields that are there are changed; an explicit null changes nothing, but for
-/// `retry_schedule_seconds`, where it goes back to the formula. `is_active: true` activates an endpoint again;
+/// `retry_schedule_seconds`, where it goes back to the formula, and for `rate_limit`, which it takes away. `is_active: true` activates an endpoint again;
 /// `paused: false` resumes it with all that waited (see `resume` for other ways).
 #[utoipa::path(
     patch,
@@ -119,6 +119,7 @@ fn change_of(settings: Settings) -> EndpointChange {
         circuit_threshold: settings.circuit_failure_threshold,
         circuit_window: seconds(settings.circuit_window_seconds),
         circuit_recovery: seconds(settings.circuit_recovery_seconds),
+        rate_limit: settings.rate_limit,
         schemes: settings.signature_schemes,
         key: settings
             .signature_schemes
