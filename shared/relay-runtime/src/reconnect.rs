@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 /// First pause between two tries.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// A first try that takes longer is said to wait: some clients try for seconds before they give up.
+const SILENT_MAX: Duration = Duration::from_secs(1);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -31,9 +33,17 @@ where
         .build();
     let mut waited = false;
     loop {
-        let outcome = tokio::select! {
-            outcome = connect() => outcome,
-            () = stop.cancelled() => return None,
+        let trying = connect();
+        tokio::pin!(trying);
+        let outcome = loop {
+            tokio::select! {
+                outcome = trying.as_mut() => break outcome,
+                () = tokio::time::sleep(SILENT_MAX), if !waited => {
+                    tracing::warn!("{what} at {address} doesn't answer; waiting for it");
+                    waited = true;
+                }
+                () = stop.cancelled() => return None,
+            }
         };
         match outcome {
             Ok(link) => {
@@ -84,6 +94,17 @@ mod tests {
             std::future::ready(if left == 0 { Ok(7) } else { Err("away") })
         };
         assert_eq!(retry("a server", "x://y", connect, &CancellationToken::new()).await, Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_takes_long_goes_on() {
+        let connect = async || {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            Ok::<_, &str>(7)
+        };
+        let started = tokio::time::Instant::now();
+        assert_eq!(retry("a server", "x://y", connect, &CancellationToken::new()).await, Some(7));
+        assert_eq!(started.elapsed(), Duration::from_secs(20), "it is not begun again");
     }
 
     #[tokio::test(start_paused = true)]
