@@ -1,8 +1,6 @@
 //! Rows 8, 9, 14a, 15, 21, 21a, 22 and 24: what only its lease brings back, 35 s after its claim. All on one system, so
 //! that they wait together.
 
-use std::time::Duration;
-
 use it::Reply;
 
 use super::{STOPPED, Stage, dies, ends};
