@@ -1,5 +1,7 @@
 //! What a user can set of the dispatcher.
 
+use std::time::Duration;
+
 /// Settings of the dispatcher.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
@@ -11,6 +13,12 @@ pub struct Config {
     /// Size of the accept log (stream EVENTS), in bytes; a full log refuses producers, it never drops
     #[arg(long, env = "RELAY_EVENTS_BYTES_MAX", default_value_t = 8 * 1024 * 1024 * 1024)]
     pub events_bytes_max: i64,
+    /// For how many hours the accept log keeps what is done: `webhook-relay recover` refills a restored database from it
+    #[arg(long, env = "RELAY_HISTORY_HOURS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=8760))]
+    pub history_hours: u32,
+    /// And how much of the accept log's size that history may take, in percent; the oldest goes first
+    #[arg(long, env = "RELAY_HISTORY_PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u8).range(0..=90))]
+    pub history_percent: u8,
     /// Size of the stream of delivery jobs, in bytes
     #[arg(long, env = "RELAY_JOBS_BYTES_MAX", default_value_t = 2 * 1024 * 1024 * 1024)]
     pub jobs_bytes_max: i64,
@@ -20,6 +28,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// For how long acknowledged events stay in the accept log.
+    pub fn history(&self) -> Duration {
+        Duration::from_secs(u64::from(self.history_hours) * 3600)
+    }
+
     /// The streams that these settings ask for.
     pub fn topology(&self) -> relay_bus::Topology {
         relay_bus::Topology {

@@ -1,5 +1,5 @@
 //! Step 5, first half: a message on EVENTS becomes events, or a dead letter that says why it can't. Pure. Also called by
-//! `webhook-relay fsck`, to know what a retained message must have become.
+//! `webhook-relay fsck` and `recover`, to know what a retained message must have become.
 //!
 //! Bundles come from ingest and are trusted. On `relay.events.>` a stranger may publish, so exactly five things
 //! are read: subject, body, idempotency key, endpoint id and trace context.

@@ -63,6 +63,7 @@ impl Dispatcher {
         ));
         tasks.spawn(purge::run(
             self.links.bus.clone(),
+            purge::Keep { age: self.config.history(), percent: self.config.history_percent },
             Leader::new(self.links.store.clone(), PURGE, &self.holder),
             stop.clone(),
         ));

@@ -2,9 +2,11 @@
 
 mod access;
 pub mod fsck;
+mod history;
 pub mod keys;
 pub mod migrate;
 pub mod private;
+pub mod recover;
 pub mod secrets;
 pub mod servers;
 pub mod tenants;

@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 ///   webhook-relay keys create --name shop --scope events:write
 ///   webhook-relay secrets rotate                       encrypts all secrets with the newest key
 ///   webhook-relay fsck                                 is everything there that was accepted?
+///   webhook-relay recover --since 24h                  refills a database that was restored from a dump
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment, arg_required_else_help = true)]
 struct Cli {
@@ -43,6 +44,8 @@ enum Command {
     Tenants(commands::tenants::Command),
     /// Checks that nothing is lost in what the running servers hold; repairs what can be repaired
     Fsck(commands::fsck::Args),
+    /// Refills a database that was restored from an older dump with what NATS still holds
+    Recover(commands::recover::Args),
     /// Runs the REST interface for events and endpoints alone
     Ingest(Box<ingest::Cli>),
     /// Runs a dispatcher alone: matching, fan-out, scheduling
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Secrets(command) => commands::secrets::run(command),
         Command::Tenants(command) => commands::tenants::run(command),
         Command::Fsck(args) => return commands::fsck::run(&args),
+        Command::Recover(args) => return commands::recover::run(&args),
         Command::Ingest(cli) => ingest::main_with(*cli),
         Command::Dispatcher(cli) => dispatcher::main_with(*cli),
         Command::Deliverer(cli) => deliverer::main_with(*cli),

@@ -13,8 +13,9 @@ use crate::api::ask;
 use crate::bus::Bus;
 use crate::error::BusError;
 
-/// Samples kept of how far EVENTS was; a new one at most each [`SAMPLE_PERIOD`].
+/// Samples kept of how far EVENTS was.
 const SAMPLES_MAX: usize = 4096;
+/// Between two samples at least; more where the history is kept for long: twice its length must fit.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(10);
 
 /// What waits at a consumer.
@@ -43,7 +44,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn read(info: &Value) -> Self {
+    pub(crate) fn read(info: &Value) -> Self {
         let number = |key: &str| info["state"][key].as_u64().unwrap_or_default();
         Self {
             first: number("first_seq"),
@@ -83,8 +84,9 @@ impl Bus {
     pub async fn purge_history(&self, keep: Duration, percent: u8) -> Result<(), BusError> {
         let events = self.held(EVENTS_STREAM).await?;
         let acked = floor(&self.consumer(EVENTS_STREAM, DISPATCHER_CONSUMER).await?, events.last);
-        let up_to =
-            by_age(&self.sample(events.last), keep, Instant::now()).max(by_size(events, acked, percent)).min(acked);
+        let up_to = by_age(&self.sample(events.last, sample_period(keep)), keep, Instant::now())
+            .max(by_size(events, acked, percent))
+            .min(acked);
         self.purge(EVENTS_STREAM, events, up_to).await?;
 
         // The stream first: what a lane without backlog shows afterwards covers all that was in it by then.
@@ -111,13 +113,13 @@ impl Bus {
     }
 
     /// Notes how far EVENTS is, and returns what was noted so far, oldest first.
-    fn sample(&self, last: u64) -> Vec<Sample> {
+    fn sample(&self, last: u64, period: Duration) -> Vec<Sample> {
         let now = Instant::now();
         let mut samples = self.history.lock().expect("no code panics while it holds this lock");
         if samples.back().is_some_and(|s| s.last > last) {
             samples.clear(); // The stream was made anew.
         }
-        if samples.back().is_none_or(|s| now.duration_since(s.at) >= SAMPLE_PERIOD) {
+        if samples.back().is_none_or(|s| now.duration_since(s.at) >= period) {
             samples.push_back(Sample { at: now, last });
         }
         if samples.len() > SAMPLES_MAX {
@@ -139,6 +141,10 @@ pub(crate) fn floor(info: &Value, last: u64) -> u64 {
         Lag { pending: 0, ack_pending: 0 } => last,
         _ => info["ack_floor"]["stream_seq"].as_u64().unwrap_or_default(),
     }
+}
+
+fn sample_period(keep: Duration) -> Duration {
+    SAMPLE_PERIOD.max(keep / (SAMPLES_MAX as u32 / 2))
 }
 
 /// The last sequence that is at least `keep` old.
@@ -181,6 +187,15 @@ mod tests {
         assert_eq!(by_size(held, 200, 25), 0);
         assert_eq!(by_size(held, 0, 25), 0);
         assert_eq!(by_size(Held { first: 0, last: 0, bytes: 0, bytes_max: 1000 }, 0, 25), 0);
+    }
+
+    #[test]
+    fn samples_reach_back_as_far_as_history_is_kept() {
+        for hours in [0, 1, 11, 24, 720] {
+            let keep = Duration::from_secs(hours * 3600);
+            assert!(sample_period(keep) * (SAMPLES_MAX as u32) > keep, "{hours}");
+        }
+        assert_eq!(sample_period(Duration::from_secs(3600)), SAMPLE_PERIOD);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
 //! The accept log looked at afterwards: what EVENTS still holds, without a consumer and without acknowledging. Called by
-//! `webhook-relay fsck`, whose NATS user must be permitted `$JS.API.STREAM.MSG.GET.EVENTS`.
+//! `webhook-relay fsck` and `webhook-relay recover`, whose NATS user must be permitted `$JS.API.STREAM.MSG.GET.EVENTS`.
 //!
 //! Invariant: nothing in here changes anything on the server.
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::api::{MESSAGE_NOT_FOUND, ask};
 use crate::bus::Bus;
 use crate::error::BusError;
-use crate::history::floor;
+use crate::history::{Held, floor};
 
 /// Questions on their way at once: with the largest messages some 40 MiB.
 const QUESTIONS: usize = 16;
@@ -28,8 +28,12 @@ pub struct Retained {
     pub first: u64,
     /// Up to here every message is acknowledged.
     pub acknowledged: u64,
+    /// Up to here messages were given to dispatchers: nothing behind it is acknowledged.
+    pub delivered: u64,
     /// The last message.
     pub last: u64,
+    /// Every message published since then is held, by the server's clock; `None`: the server can't tell, so none is.
+    pub whole_since: Option<DateTime<Utc>>,
 }
 
 /// A message that EVENTS still holds.
@@ -69,9 +73,36 @@ impl Bus {
     /// NATS doesn't answer, or the stream or its consumer doesn't exist.
     pub async fn retained(&self) -> Result<Retained, BusError> {
         // The stream first: see `floor`.
-        let held = self.held(EVENTS_STREAM).await?;
-        let acknowledged = floor(&self.consumer(EVENTS_STREAM, DISPATCHER_CONSUMER).await?, held.last);
-        Ok(Retained { first: held.first, acknowledged, last: held.last })
+        let info = ask(self.api(), &format!("STREAM.INFO.{EVENTS_STREAM}"), &json!({})).await?;
+        let Held { first, last, .. } = Held::read(&info);
+        let consumer = self.consumer(EVENTS_STREAM, DISPATCHER_CONSUMER).await?;
+        let acknowledged = floor(&consumer, last);
+        Ok(Retained {
+            first,
+            acknowledged,
+            delivered: delivered(&consumer, last),
+            last,
+            whole_since: whole_since(&info),
+        })
+    }
+
+    /// The sequence of the first message of EVENTS, from `first` to `last`, that was published at `since` or later;
+    /// `last` + 1 where all are older.
+    ///
+    /// # Errors
+    /// NATS doesn't answer, or refuses: the user may not read the stream.
+    pub async fn first_since(&self, since: DateTime<Utc>, first: u64, last: u64) -> Result<u64, BusError> {
+        // A stream's times never go back.
+        let (mut low, mut high) = (first, last.saturating_add(1));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let question = json!({ "seq": middle, "next_by_subj": ">" });
+            match self.get(&question).await? {
+                Some(message) if message.published < since => low = message.sequence + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(low.min(last.saturating_add(1)))
     }
 
     /// Messages of EVENTS from the sequence `from` to `to`, at most `max` and some 8 MiB. Those that are purged meanwhile
@@ -82,7 +113,7 @@ impl Bus {
     pub async fn retained_part(&self, from: u64, to: u64, max: u64) -> Result<RetainedPart, BusError> {
         let end = to.min(from.saturating_add(max.saturating_sub(1)));
         let mut answers = stream::iter(from..=end)
-            .map(|sequence| async move { (sequence, self.retained_message(sequence).await) })
+            .map(|sequence| async move { (sequence, self.get(&json!({ "seq": sequence })).await) })
             .buffered(QUESTIONS);
         let mut part = RetainedPart { messages: Vec::new(), next: from };
         let mut bytes = 0;
@@ -98,9 +129,9 @@ impl Bus {
         Ok(part)
     }
 
-    async fn retained_message(&self, sequence: u64) -> Result<Option<RetainedMessage>, BusError> {
+    async fn get(&self, question: &Value) -> Result<Option<RetainedMessage>, BusError> {
         let what = format!("STREAM.MSG.GET.{EVENTS_STREAM}");
-        match ask(self.api(), &what, &json!({ "seq": sequence })).await {
+        match ask(self.api(), &what, question).await {
             Ok(answer) => match read(&answer["message"]) {
                 Some(message) => Ok(Some(message)),
                 None => Err(BusError::Unanswered { what, why: "the answer is not a message".to_owned() }),
@@ -109,6 +140,27 @@ impl Bus {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Up to where a consumer's messages were given to somebody. `last` as in [`floor`].
+fn delivered(consumer: &Value, last: u64) -> u64 {
+    match consumer["num_pending"].as_u64() {
+        Some(0) => last,
+        _ => consumer["delivered"]["stream_seq"].as_u64().unwrap_or_default().min(last),
+    }
+}
+
+/// Since when a stream holds all that was published: since it was made, if nothing was ever removed from its begin; else
+/// since its first message, or the last one that was removed.
+fn whole_since(info: &Value) -> Option<DateTime<Utc>> {
+    let state = &info["state"];
+    let at = match (state["first_seq"].as_u64()?, state["messages"].as_u64()?) {
+        (0 | 1, _) => &info["created"],
+        (_, 0) => &state["last_ts"],
+        _ => &state["first_ts"],
+    };
+    // Times that the server doesn't know are in the year 1.
+    at.as_str()?.parse().ok().filter(|at| *at > DateTime::UNIX_EPOCH)
 }
 
 /// A message as `STREAM.MSG.GET` answers it: body and headers in base64.
@@ -134,6 +186,29 @@ fn read(message: &Value) -> Option<RetainedMessage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_is_whole_since_its_first_message() {
+        let (made, first, last) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z");
+        let since = |seq: u64, messages: u64, last_ts: &str| {
+            let state = json!({ "first_seq": seq, "messages": messages, "first_ts": first, "last_ts": last_ts });
+            whole_since(&json!({ "created": made, "state": state })).map(|at| at.format("%FT%TZ").to_string())
+        };
+        assert_eq!(since(0, 0, "0001-01-01T00:00:00Z").as_deref(), Some(made));
+        assert_eq!(since(1, 5, last).as_deref(), Some(made));
+        assert_eq!(since(7, 5, last).as_deref(), Some(first));
+        assert_eq!(since(7, 0, last).as_deref(), Some(last));
+        assert_eq!(since(7, 0, "0001-01-01T00:00:00Z"), None);
+    }
+
+    #[test]
+    fn what_was_never_delivered_is_told_from_the_rest() {
+        let consumer = |pending: u64| json!({ "num_pending": pending, "delivered": { "stream_seq": 40 } });
+        assert_eq!(
+            (delivered(&consumer(3), 43), delivered(&consumer(0), 43), delivered(&consumer(3), 30)),
+            (40, 43, 30)
+        );
+    }
 
     #[test]
     fn a_message_is_read_with_its_headers() {

@@ -136,6 +136,21 @@ impl World {
         Ok(Self { api: Api::new(&base), sink, nats_url, up, up_args: args, links, dir: Dir(dir) })
     }
 
+    /// Starts everything in one process on the servers of [`World::servers`], with further flags. [`World::api`] is its
+    /// interface.
+    pub async fn all(&mut self, name: &str, more: &[&str]) -> anyhow::Result<Process> {
+        let address = format!("127.0.0.1:{}", free_port());
+        let data = self.dir.0.join("all").to_string_lossy().into_owned();
+        let args = [&["up", "--data-dir", &data, "--listen", &address], more].concat();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+        let pairs = self.links.iter().filter_map(|l| l.split_once('='));
+        let env: Vec<_> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut up = Process::start(&self.dir.0, name, &binary("webhook-relay")?, &args, &env)?;
+        up.wait_ready(&format!("http://{address}/health/ready")).await?;
+        self.use_api(&address);
+        Ok(up)
+    }
+
     /// Starts a service of its own on these servers. Returns it and the address that it listens on: that of its
     /// interface where it has one, else that of its health.
     pub async fn service(&self, name: &str, binary_name: &str) -> anyhow::Result<(Process, String)> {

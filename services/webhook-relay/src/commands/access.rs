@@ -1,11 +1,12 @@
-//! What the commands about keys, tenants and the check share: the way to the database, and tables.
+//! What the commands about keys, tenants, the check and the recovery share: the way to the servers, and tables.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
+use relay_bus::{Bus, BusOptions};
 use relay_core::sealing::SealingKeys;
-use relay_runtime::flags::{DatabaseFlags, SecretsFlags};
+use relay_runtime::flags::{DatabaseFlags, NatsFlags, SecretsFlags};
 use relay_store::{Listed, Store, StoreError, StoreOptions, Window};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -69,6 +70,15 @@ impl AccessFlags {
         Ok(self.database.optional()?.is_none())
     }
 
+    /// Where NATS is: that of the flags, or the one below the data directory if the database is that one.
+    pub fn nats_url(&self, flags: &NatsFlags) -> anyhow::Result<SecretString> {
+        match flags.optional()? {
+            Some(url) => Ok(url),
+            None if self.is_private()? => self.address("NATS_URL", "--nats-url"),
+            None => Ok(flags.url()?),
+        }
+    }
+
     /// Host and port of the NATS server that the last `up` used.
     pub fn nats_address(&self) -> Option<String> {
         let url = self.address("NATS_URL", "--nats-url").ok()?;
@@ -83,7 +93,7 @@ impl AccessFlags {
     }
 
     /// The address that `up` wrote for one of its servers; `flag` is what can be given instead.
-    pub fn address(&self, name: &str, flag: &str) -> anyhow::Result<SecretString> {
+    fn address(&self, name: &str, flag: &str) -> anyhow::Result<SecretString> {
         let file = self.data_dir.join(ADDRESSES);
         let text = std::fs::read_to_string(&file).with_context(|| {
             format!(
@@ -103,6 +113,12 @@ impl AccessFlags {
         }
         Ok(self.json)
     }
+}
+
+/// A connection to NATS.
+pub async fn bus(url: &SecretString, name: &str) -> anyhow::Result<Bus> {
+    let options = BusOptions { url: url.expose_secret().to_owned(), name: name.to_owned() };
+    Bus::connect(options).await.context("NATS does not answer")
 }
 
 /// All items of a list.

@@ -1,20 +1,17 @@
 //! `webhook-relay fsck`: checks on live servers that nothing is lost, and repairs what can be repaired. Reads only, unless
-//! told to repair. The checks are in `checks` and `history`, their judgements in `relay_core::audit`.
+//! told to repair. The checks are in `checks`, their judgements in `relay_core::audit`.
 
 mod checks;
-mod history;
 mod report;
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use relay_bus::{Bus, BusOptions};
+use relay_bus::Bus;
 use relay_core::ids::day_floor;
 use relay_runtime::clock::Clock;
 use relay_runtime::flags::NatsFlags;
 use relay_store::Store;
-use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use self::report::{Check, Report};
@@ -77,14 +74,9 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn check(args: &Args) -> anyhow::Result<Report> {
-    let nats = match args.nats.optional()? {
-        Some(url) => url,
-        None if args.access.is_private()? => args.access.address("NATS_URL", "--nats-url")?,
-        None => args.nats.url()?,
-    };
+    let nats = args.access.nats_url(&args.nats)?;
     args.access.with_store(async |store| {
-        let options = BusOptions { url: nats.expose_secret().to_owned(), name: "webhook-relay fsck".to_owned() };
-        let bus = Bus::connect(options).await.context("NATS does not answer")?;
+        let bus = super::access::bus(&nats, "webhook-relay fsck").await?;
         let since = Clock::system().now() - args.since;
         let floor = day_floor(since);
         let (repair, payload_bytes_max) = (args.repair, args.payload_bytes_max);
@@ -95,7 +87,7 @@ fn check(args: &Args) -> anyhow::Result<Report> {
 
 /// Every check; one that can't be made doesn't keep the others from being made. Statistics come after what they count.
 async fn all(links: &Links<'_>) -> Vec<Check> {
-    let mut checks = vec![history::accepted(links).await];
+    let mut checks = vec![checks::accepted(links).await];
     let (deliveries, attempts) = checks::deliveries(links).await;
     checks.push(deliveries);
     checks.push(checks::open(links).await);

@@ -204,11 +204,7 @@ impl Stage {
 
     /// NATS, as the services see it.
     async fn nats(&self) -> anyhow::Result<async_nats::Client> {
-        let url = reqwest::Url::parse(&self.w.link("NATS_URL")?)?;
-        let (user, password) = (url.username().to_owned(), url.password().unwrap_or_default().to_owned());
-        let options = async_nats::ConnectOptions::with_user_and_password(user.clone(), password);
-        let options = options.custom_inbox_prefix(format!("_R_{user}")).retry_on_initial_connect();
-        Ok(options.connect(&self.w.nats_url).await?)
+        crate::servers::nats(&self.w).await
     }
 
     async fn still_open(&self, nats: &async_nats::Client) -> anyhow::Result<Option<String>> {

@@ -6,6 +6,8 @@ use it::process::binary;
 use it::{Reply, World};
 use serde_json::{Value, json};
 
+use crate::servers::sql;
+
 /// Exit code and report of `fsck` with these arguments.
 pub fn fsck(w: &World, args: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
     let mut command = std::process::Command::new(binary("webhook-relay")?);
@@ -22,14 +24,6 @@ pub fn fsck(w: &World, args: &[&str]) -> anyhow::Result<(Option<i32>, Value)> {
 /// How many violations a check has found.
 fn violations(report: &Value, name: &str) -> Option<u64> {
     report["checks"].as_array()?.iter().find(|c| c["name"] == name)?["violations"].as_u64()
-}
-
-fn sql(w: &World, statement: &str) -> anyhow::Result<String> {
-    let output = std::process::Command::new("psql")
-        .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement, &w.link("DATABASE_URL")?])
-        .output()?;
-    anyhow::ensure!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// Deliveries of every kind, a deliverer and a dispatcher killed in mid-stream: all is sound. What is deleted or changed

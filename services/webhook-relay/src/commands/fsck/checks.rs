@@ -1,4 +1,4 @@
-//! The checks of what PostgreSQL holds, each a walk in bounded parts.
+//! The checks, each a walk in bounded parts.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,11 +12,44 @@ use uuid::Uuid;
 
 use super::Links;
 use super::report::Check;
+use crate::commands::history::History;
 
 /// Work that has been due for so long is overdue.
 const LONG: Duration = Duration::from_secs(600);
 /// Pods' clocks differ by less: attempts that near to the beginning are left out.
 const CLOCKS: TimeDelta = TimeDelta::minutes(1);
+
+/// Invariant I1: what NATS holds against PostgreSQL.
+pub async fn accepted(links: &Links<'_>) -> Check {
+    let mut check = Check::new("accepted", "every acknowledged event that NATS still holds is in PostgreSQL");
+    let looked_at = walk_history(links, &mut check).await;
+    check.ended(looked_at)
+}
+
+async fn walk_history(links: &Links<'_>, check: &mut Check) -> anyhow::Result<String> {
+    let history = History { store: links.store, bus: links.bus, payload_bytes_max: links.payload_bytes_max };
+    let held = links.bus.retained().await?;
+    let mut next = held.first.max(1);
+    let (mut messages, mut events) = (0, 0);
+    while next <= held.acknowledged {
+        let part = history.part(next, held.acknowledged).await?;
+        next = part.next;
+        messages += part.messages;
+        events += part.events;
+        if links.repair {
+            history.restore(&part.lost).await?;
+        }
+        for lost in part.lost {
+            check.found(
+                links.repair,
+                lost.what(),
+                "fsck --repair publishes it again under its id; dispatchers store it and deliver it",
+            );
+        }
+    }
+    let waiting = held.last.saturating_sub(held.acknowledged.max(held.first.saturating_sub(1)));
+    Ok(format!("{events} events in {messages} messages; {waiting} messages are not acknowledged yet"))
+}
 
 /// Invariant I2, dead-lettered deliveries without letters, and the attempts of these events against the statistics.
 pub async fn deliveries(links: &Links<'_>) -> (Check, Check) {

@@ -1,10 +1,7 @@
 //! Rows 8, 9, 14a, 15, 21, 21a, 22 and 24: what only its lease brings back, 35 s after its claim. All on one system, so
 //! that they wait together.
 
-use std::time::Duration;
-
 use it::Reply;
-use serde_json::Value;
 
 use super::{STOPPED, Stage, dies, ends};
 
@@ -23,7 +20,7 @@ async fn leases_bring_back_what_a_crash_left_behind() -> anyhow::Result<()> {
     // 24: JOBS loses all that is in it.
     let lost = s.event("24", 0).await?;
     s.w.api.wait_status(&lost, "delivering").await?;
-    purge_jobs(&s).await?;
+    crate::servers::purge(&s.w, "JOBS", None).await?;
     // 14a: dead between check and request. 15: between answer and record. A job that a young pod has checked has a new
     // claim, so the redelivered message is dropped.
     let deliverer = s.run_until("deliverer", "deliver.checked")?;
@@ -60,15 +57,5 @@ async fn leases_bring_back_what_a_crash_left_behind() -> anyhow::Result<()> {
     assert_eq!(s.taken("15", &unrecorded), 2, "nobody could know that the endpoint had it");
     let attempts = s.w.api.get(&format!("/events/{late}")).await?.body["attempts"].as_array().map_or(0, Vec::len);
     assert_eq!(attempts, s.taken("21", &late), "each request is on record");
-    Ok(())
-}
-
-/// All messages of JOBS, gone.
-async fn purge_jobs(s: &Stage) -> anyhow::Result<()> {
-    let nats = s.nats().await?;
-    let ask = nats.request("$JS.API.STREAM.PURGE.JOBS", "{}".into());
-    let answer = tokio::time::timeout(Duration::from_secs(5), ask).await??;
-    let answer: Value = serde_json::from_slice(&answer.payload)?;
-    anyhow::ensure!(answer["purged"].as_u64() > Some(0), "nothing was in JOBS: {answer}");
     Ok(())
 }
