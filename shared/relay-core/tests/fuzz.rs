@@ -16,10 +16,12 @@ use relay_core::job::{self, Job};
 use relay_core::keys::{KeyHash, Scope, key_text};
 use relay_core::matching::{TypeFilter, is_exact};
 use relay_core::page::{Cursor, Listing, ListingParams};
+use relay_core::sealing::{Field, Place, SealingKeys, is_sealed};
 use relay_core::signature::{Inbound, PublicKey, Schemes, SigningKey, SigningSecret, verify};
 use relay_core::subject::{self, EventsSubject};
 use relay_core::{WireError, headers};
 use relay_fuzz::{fuzz, parts, text};
+use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 fn noon() -> DateTime<Utc> {
@@ -445,5 +447,44 @@ fn custom_headers() {
             }
         }
         Some(checked.err().map(|e| e.why))
+    });
+}
+
+/// The text of the key of these bytes.
+fn sealing_key(byte: u8) -> String {
+    SealingKeys::generate([byte; 32]).expose_secret().to_owned()
+}
+
+#[test]
+fn sealed_texts() {
+    let keys = SealingKeys::parse(&sealing_key(1)).unwrap();
+    let tenant = TenantId::default_tenant();
+    let place = Place { tenant: &tenant, endpoint: EndpointId(Uuid::from_u128(1)), field: Field::SigningSecret };
+    let good = keys.seal(&place, "whsec_c2VjcmV0", [7; 12]);
+    let seeds = [good.as_str(), "whsec_c2VjcmV0", "sealed:v2:00000000:", "sealed:v1:e4fd7442:AAAA"];
+    let words: [&[u8]; 4] = [b"sealed:", b"v1:", b":", b"="];
+    fuzz("sealed texts", &seeds, &words, |input| {
+        let stored = text(input)?;
+        let opened = keys.open(&place, stored);
+        match &opened {
+            Ok(secret) if is_sealed(stored) => assert_eq!(keys.seal(&place, secret.expose_secret(), [7; 12]), good),
+            Ok(secret) => assert_eq!(secret.expose_secret(), stored),
+            Err(_) => assert!(is_sealed(stored)),
+        }
+        Some(opened.err().map(|why| std::mem::discriminant(&why)))
+    });
+}
+
+#[test]
+fn key_files() {
+    let seeds =
+        [format!("# a comment\n{}\n{}", sealing_key(1), sealing_key(2)), "whek_AAAA,,#".to_owned(), String::new()];
+    let words: [&[u8]; 5] = [b"whek_", b"\n", b",", b"#", b"="];
+    fuzz("key files", &seeds, &words, |input| {
+        let read = SealingKeys::parse(text(input)?);
+        if let Ok(keys) = &read {
+            assert!(!keys.is_empty() && keys.ids().count() <= 16);
+        }
+        Some(read.map(|keys| keys.ids().count()).map_err(|why| why.to_string()))
     });
 }
