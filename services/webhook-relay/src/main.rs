@@ -25,13 +25,11 @@ struct Cli {
     command: Command,
 }
 
+/// A comment on a variant would take the place of the command's own help: only groups of commands have one.
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Runs everything in one process: private servers (or yours), migrations, all services
     Up(Box<commands::up::Args>),
-    /// Runs the private servers alone, for services that run as processes of their own
     Servers(commands::servers::Args),
-    /// Brings the database schema up to date
     Migrate(commands::migrate::Args),
     /// Makes, lists and revokes API keys
     #[command(subcommand)]
@@ -42,17 +40,11 @@ enum Command {
     /// Makes and lists tenants
     #[command(subcommand)]
     Tenants(commands::tenants::Command),
-    /// Checks that nothing is lost in what the running servers hold; repairs what can be repaired
     Fsck(commands::fsck::Args),
-    /// Refills a database that was restored from an older dump with what NATS still holds
     Recover(commands::recover::Args),
-    /// Runs the REST interface for events and endpoints alone
     Ingest(Box<ingest::Cli>),
-    /// Runs a dispatcher alone: matching, fan-out, scheduling
     Dispatcher(Box<dispatcher::Cli>),
-    /// Runs a deliverer alone: signing and sending
     Deliverer(Box<deliverer::Cli>),
-    /// Runs the dead-letter manager alone
     DlqManager(Box<dlq_manager::Cli>),
 }
 
@@ -88,5 +80,21 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_command_shows_its_own_help_with_examples() {
+        for command in super::Cli::command().get_subcommands_mut().filter(|c| !c.has_subcommands()) {
+            let help = command.render_long_help().to_string();
+            let name = command.get_name();
+            assert!(name == "servers" || help.contains("Example"), "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn the_help_of_recover_says_what_becomes_of_deliveries() {
+        let mut cli = super::Cli::command();
+        let help = cli.find_subcommand_mut("recover").map(|c| c.render_long_help().to_string()).unwrap_or_default();
+        assert!(help.contains("are delivered again") && help.contains("Exit code"), "{help}");
     }
 }

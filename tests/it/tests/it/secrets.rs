@@ -1,6 +1,7 @@
 //! Secrets stay secret: a whole run leaves none of them in a log, a table, a stream, an answer or a file of the servers;
 //! and a pod without their key holds what it can't sign.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,11 +12,10 @@ use it::process::binary;
 use it::tools::run;
 use it::{Answer, Reply, World};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 /// As what `secret` may turn up somewhere: itself, in hex, and in base64 wherever it begins in the encoded text.
 fn forms(secret: &str) -> Vec<String> {
-    let hex: String = secret.bytes().map(|b| format!("{b:02x}")).collect();
+    let hex = hex(secret.as_bytes());
     let mut forms = vec![secret.to_owned(), hex.to_uppercase(), hex];
     for before in 0..3 {
         let text = [vec![0; before], secret.as_bytes().to_vec()].concat();
@@ -30,7 +30,7 @@ fn forms(secret: &str) -> Vec<String> {
 
 /// The files below `dir` in which one of `needles` stands, in whatever form.
 fn found(dir: &Path, needles: &[String]) -> anyhow::Result<Vec<String>> {
-    let patterns = std::env::temp_dir().join(format!("relay-needles-{}", Uuid::new_v4()));
+    let patterns = std::env::temp_dir().join(random("relay-needles"));
     std::fs::write(&patterns, needles.iter().flat_map(|n| forms(n)).collect::<Vec<_>>().join("\n"))?;
     let mut grep = Command::new("grep");
     // The key file must hold the keys.
@@ -45,8 +45,15 @@ fn generate() -> anyhow::Result<String> {
     Ok(run(Command::new(binary("webhook-relay")?).args(["secrets", "generate"]))?.trim().to_owned())
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 fn random(prefix: &str) -> String {
-    format!("{prefix}-{}", Uuid::new_v4().simple())
+    let mut bytes = [0; 16];
+    let mut source = std::fs::File::open("/dev/urandom").unwrap();
+    source.read_exact(&mut bytes).unwrap();
+    format!("{prefix}-{}", hex(&bytes))
 }
 
 #[test]
