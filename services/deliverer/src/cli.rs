@@ -68,9 +68,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let listener = http::bind(listen).await?;
 
     let soft = shutdown.soft();
-    let health = Health::starting(metrics, soft.clone());
-    let probes = shutdown.last_group("health");
-    probes.spawn("health", health.clone().serve(listener, probes.stop()));
+    let health = Health::serving(metrics, listener, &shutdown);
     let Some(links) = Links::connect(&addresses, access, "deliverer", &pod, &soft).await? else { return Ok(()) };
     links.check_durability().await;
     let start = || Deliverer::start(config.clone(), egress.clone(), links.clone(), pod.clone());

@@ -145,25 +145,14 @@ impl<A: Clone> Pool<A> {
     }
 
     fn mark_full(&mut self, endpoint: EndpointId, now: Instant, out: &mut Effects<A>) {
-        match self.full.entry(endpoint) {
-            std::collections::hash_map::Entry::Occupied(mut said) => {
-                if now.saturating_duration_since(*said.get()) >= FULL_AGAIN {
-                    said.insert(now);
-                    out.full.push(endpoint);
-                }
-            }
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(now);
-                out.full.push(endpoint);
-            }
+        if is_news(&mut self.full, endpoint, FULL_AGAIN, now) {
+            out.full.push(endpoint);
         }
     }
 
     fn mark_slow(&mut self, endpoint: EndpointId, now: Instant, out: &mut Effects<A>) {
-        let is_news = self.slow.get(&endpoint).is_none_or(|said| now.saturating_duration_since(*said) >= SLOW_AGAIN);
-        if is_news {
+        if is_news(&mut self.slow, endpoint, SLOW_AGAIN, now) {
             self.slow.retain(|_, said| now.saturating_duration_since(*said) < SLOW_FOR);
-            self.slow.insert(endpoint, now);
             out.slow.push(endpoint);
         }
     }
@@ -294,6 +283,15 @@ impl<A: Clone> Pool<A> {
     }
 }
 
+/// Whether something is to be said of an endpoint, again where it was said `again` ago; notes that it is said now.
+fn is_news(said: &mut HashMap<EndpointId, Instant>, endpoint: EndpointId, again: Duration, now: Instant) -> bool {
+    let is_news = said.get(&endpoint).is_none_or(|at| now.saturating_duration_since(*at) >= again);
+    if is_news {
+        said.insert(endpoint, now);
+    }
+    is_news
+}
+
 fn hand_back<A>(work: &Work, reason: HandBack, out: &mut Effects<A>) {
     out.freed |= reason == HandBack::Shutdown;
     out.reports.push(handed_back(work, reason));
@@ -304,10 +302,8 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The report of a job that waits for its endpoint's rate limit, so many microseconds.
 fn waiting(work: &Work, wait_us: i64) -> Report {
-    let delay = Duration::from_micros(u64::try_from(wait_us).unwrap_or(0)).min(WAIT_MAX);
-    let report = handed_back(work, HandBack::Waiting);
-    let outcome = Outcome::HandedBack { delay, reason: HandBack::Waiting };
-    Report { result: DeliveryResult { outcome, ..report.result }, ..report }
+    let wait = Duration::from_micros(u64::try_from(wait_us).unwrap_or(0));
+    handed_back_for(work, HandBack::Waiting, wait.min(WAIT_MAX))
 }
 
 /// A job whose endpoint's secrets this pod can't open is due again after this time, perhaps at a pod that can.
@@ -316,6 +312,10 @@ const WITHHELD_DELAY: Duration = Duration::from_secs(15);
 /// The report of a job that goes back unsent: due at once, since only the scheduler knows when what held it ends. A key
 /// that this pod lacks is unknown to the scheduler, which would send the job out again and again.
 pub fn handed_back(work: &Work, reason: HandBack) -> Report {
+    handed_back_for(work, reason, if reason == HandBack::Withheld { WITHHELD_DELAY } else { Duration::ZERO })
+}
+
+fn handed_back_for(work: &Work, reason: HandBack, delay: Duration) -> Report {
     let name = match reason {
         HandBack::Full => "full",
         HandBack::CircuitOpen => "circuit_open",
@@ -324,7 +324,6 @@ pub fn handed_back(work: &Work, reason: HandBack) -> Report {
         HandBack::Waiting => "waiting",
         HandBack::Withheld => "secrets_withheld",
     };
-    let delay = if reason == HandBack::Withheld { WITHHELD_DELAY } else { Duration::ZERO };
     metrics::counter!("relay_deliverer_handed_back_total", "reason" => name).increment(1);
     report(work, Outcome::HandedBack { delay, reason })
 }

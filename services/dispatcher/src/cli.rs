@@ -53,9 +53,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let addresses = Addresses::from_flags(&cli.database, &cli.redis, &cli.nats)?;
     let health_listen = cli.health.listen(health_port::DISPATCHER);
     let listener = http::bind(health_listen).await?;
-    let health = Health::starting(metrics, shutdown.soft());
-    let probes = shutdown.last_group("health");
-    probes.spawn("health", health.clone().serve(listener, probes.stop()));
+    let health = Health::serving(metrics, listener, &shutdown);
     let soft = shutdown.soft();
     let Some(links) = Links::connect(&addresses, Access::NoSecrets, "dispatcher", &pod, &soft).await? else {
         return Ok(());

@@ -6,33 +6,13 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use relay_bus::StoredMessage;
 use relay_core::delivery::DeadReason;
 use relay_core::event::{self, Event, InvalidPayload, TRACE_BYTES_MAX};
 use relay_core::ids::{DeadLetterId, EndpointId, EventId, IdempotencyKey, TenantId};
 use relay_core::subject::{self, EventsSubject};
 use relay_core::{WireError, bundle};
 use relay_store::RawLetter;
-
-/// A message as it was pulled.
-#[derive(Clone, Debug)]
-pub struct Message {
-    /// Its subject.
-    pub subject: String,
-    /// `Nats-Msg-Id`.
-    pub msg_id: Option<String>,
-    /// `Relay-Endpoint-Id`.
-    pub endpoint_id: Option<String>,
-    /// `traceparent`.
-    pub trace: Option<String>,
-    /// The body.
-    pub payload: Bytes,
-    /// The stream that holds it.
-    pub stream: &'static str,
-    /// Where in the stream.
-    pub sequence: u64,
-    /// When JetStream stored it.
-    pub published: DateTime<Utc>,
-}
 
 /// A message that can't become an event.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,41 +81,39 @@ pub enum Decoded {
     Newer(u8),
 }
 
-impl Message {
-    /// The letter of this message.
-    pub fn unusable(
-        &self,
-        tenant: Option<TenantId>,
-        event_type: Option<String>,
-        reason: DeadReason,
-        error: String,
-    ) -> Unusable {
-        Unusable {
-            id: DeadLetterId::from_stream(self.stream, self.sequence, 0, self.published),
-            event: EventId::from_stream(self.stream, self.sequence, self.published),
-            tenant,
-            event_type,
-            reason,
-            error,
-            subject: self.subject.clone(),
-            payload: self.payload.clone(),
-            at: self.published,
-        }
+/// The letter of a message.
+fn unusable(
+    message: &StoredMessage,
+    tenant: Option<TenantId>,
+    event_type: Option<String>,
+    reason: DeadReason,
+    error: String,
+) -> Unusable {
+    Unusable {
+        id: DeadLetterId::from_stream(message.stream, message.sequence, 0, message.published),
+        event: EventId::from_stream(message.stream, message.sequence, message.published),
+        tenant,
+        event_type,
+        reason,
+        error,
+        subject: message.subject.clone(),
+        payload: message.payload.clone(),
+        at: message.published,
     }
 }
 
 /// Reads a message. `payload_max` is the limit on a direct event's payload, in bytes.
-pub fn decode(message: &Message, payload_max: usize) -> Decoded {
+pub fn decode(message: &StoredMessage, payload_max: usize) -> Decoded {
     match subject::parse_events(&message.subject) {
         EventsSubject::Bundle => match bundle::decode(message.payload.clone()) {
             Ok(events) => Decoded::Events(events),
             Err(WireError::UnknownVersion(version)) => Decoded::Newer(version),
             Err(damage) => {
-                Decoded::Unusable(Box::new(message.unusable(None, None, DeadReason::Malformed, damage.to_string())))
+                Decoded::Unusable(Box::new(unusable(message, None, None, DeadReason::Malformed, damage.to_string())))
             }
         },
         EventsSubject::Bad(why) => {
-            Decoded::Unusable(Box::new(message.unusable(None, None, DeadReason::Malformed, why)))
+            Decoded::Unusable(Box::new(unusable(message, None, None, DeadReason::Malformed, why)))
         }
         EventsSubject::Direct { tenant, event_type } => match direct(message, payload_max) {
             Ok(parts) => Decoded::Events(vec![Event {
@@ -151,7 +129,8 @@ pub fn decode(message: &Message, payload_max: usize) -> Decoded {
                 trace: parts.trace,
                 payload: message.payload.clone(),
             }]),
-            Err((reason, error)) => Decoded::Unusable(Box::new(message.unusable(
+            Err((reason, error)) => Decoded::Unusable(Box::new(unusable(
+                message,
                 Some(tenant),
                 Some(event_type.as_str().to_owned()),
                 reason,
@@ -167,7 +146,7 @@ struct DirectParts {
     trace: Option<std::sync::Arc<str>>,
 }
 
-fn direct(message: &Message, payload_max: usize) -> Result<DirectParts, (DeadReason, String)> {
+fn direct(message: &StoredMessage, payload_max: usize) -> Result<DirectParts, (DeadReason, String)> {
     event::check_payload(&message.payload, payload_max).map_err(|why| match why {
         InvalidPayload::TooLarge { .. } => (DeadReason::TooLarge, why.to_string()),
         InvalidPayload::NotJson(_) => (DeadReason::Malformed, why.to_string()),
@@ -197,8 +176,8 @@ mod tests {
     use super::*;
     use chrono::TimeZone;
 
-    fn message(subject: &str, body: &'static [u8]) -> Message {
-        Message {
+    fn message(subject: &str, body: &'static [u8]) -> StoredMessage {
+        StoredMessage {
             subject: subject.to_owned(),
             msg_id: None,
             endpoint_id: None,

@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use chrono::{TimeZone as _, Utc};
+use relay_bus::StoredMessage;
 use relay_core::event::{TRACE_BYTES_MAX, check_payload};
 use relay_core::subject;
 use relay_fuzz::{fuzz, parts, text};
 
-use crate::decode::{Decoded, Message, decode};
+use crate::decode::{Decoded, decode};
 
 const PAYLOAD_MAX: usize = 4096;
 
@@ -23,7 +24,7 @@ fn messages() {
     fuzz("messages", &seeds, words, |input| {
         let [subject, msg_id, endpoint_id, trace, payload] = parts(input);
         let header = |bytes| text(bytes).filter(|text| !text.is_empty()).map(str::to_owned);
-        let message = Message {
+        let message = StoredMessage {
             subject: text(subject)?.to_owned(),
             msg_id: header(msg_id),
             endpoint_id: header(endpoint_id),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_bus::{AckHandle, EventMessage, EventSource};
+use relay_bus::{EventMessage, EventSource};
 use relay_core::event::Event;
 use relay_core::mutation::{self, Safety};
 use relay_core::protocol::{DISPATCH_BYTES_MAX, DISPATCH_EVENTS_MAX};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::batch::{Batch, Batcher};
-use crate::decode::{self, Decoded, Message, Unusable};
+use crate::decode::{self, Decoded, Unusable};
 use crate::meters::Meters;
 use crate::room::Room;
 use crate::{Config, Links};
@@ -61,8 +61,7 @@ impl Gathered {
     }
 
     async fn add(&mut self, message: EventMessage, payload_max: usize) {
-        let delivered = message.delivered;
-        let (message, ack) = split(message);
+        let EventMessage { message, delivered, ack } = message;
         match decode::decode(&message, payload_max) {
             Decoded::Events(events) if delivered > 1 && mutation::is_broken(Safety::DeliveryCount) => {
                 self.batch.letters.extend(events.iter().map(|e| Unusable::given_up(e, delivered)));
@@ -93,20 +92,6 @@ impl Gathered {
             }
         }
     }
-}
-
-fn split(m: EventMessage) -> (Message, AckHandle) {
-    let message = Message {
-        subject: m.subject,
-        msg_id: m.msg_id,
-        endpoint_id: m.endpoint_id,
-        trace: m.trace,
-        payload: m.payload,
-        stream: m.stream,
-        sequence: m.sequence,
-        published: m.published,
-    };
-    (message, m.ack)
 }
 
 /// Pulls until `stop` fires, then waits for the batches under way.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 pub use cli::{Cli, main_with};
 pub use config::Config;
-pub use decode::{Decoded, Message, Unusable, decode};
+pub use decode::{Decoded, Unusable, decode};
 pub use relay_links::Links;
 use relay_store::leader::{Leader, PURGE, SCHEDULER};
 use tokio_util::sync::CancellationToken;

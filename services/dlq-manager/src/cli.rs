@@ -60,13 +60,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let listener = http::bind(cli.config.listen).await?;
     let health_listener = http::bind(cli.health.listen(health_port::DLQ_MANAGER)).await?;
     // Both answer from now on: that it isn't ready, as long as it waits for its servers.
-    let interface = shutdown.group("interface");
-    let later = Later::default();
     let (listens, health_listens) = (listener.local_addr()?, health_listener.local_addr()?);
-    interface.spawn("http", http::serve_behind(front, listener, later.router(), interface.stop()));
-    let health = Health::starting(metrics, shutdown.soft());
-    let probes = shutdown.last_group("health");
-    probes.spawn("health", health.clone().serve(health_listener, probes.stop()));
+    let later = Later::serving(front, listener, &shutdown.group("interface"));
+    let health = Health::serving(metrics, health_listener, &shutdown);
     let Some(links) = Links::connect(&addresses, Access::NoSecrets, "dlq-manager", &pod, &shutdown.soft()).await?
     else {
         return Ok(());

@@ -32,6 +32,6 @@ pub use durability::BusDurability;
 pub use error::{BusError, PublishError};
 pub use hints::Hints;
 pub use history::Lag;
-pub use retained::{Retained, RetainedMessage, RetainedPart};
-pub use source::{EventMessage, EventSource, JobMessage, JobSource};
+pub use retained::{Retained, RetainedPart};
+pub use source::{EventMessage, EventSource, JobMessage, JobSource, StoredMessage};
 pub use topology::Topology;

@@ -5,7 +5,6 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, stream};
 use relay_core::subject::{DISPATCHER_CONSUMER, EVENTS_STREAM, HEADER_ENDPOINT, HEADER_MSG_ID, HEADER_TRACE};
@@ -15,6 +14,7 @@ use crate::api::{MESSAGE_NOT_FOUND, ask};
 use crate::bus::Bus;
 use crate::error::BusError;
 use crate::history::{Held, floor};
+use crate::source::StoredMessage;
 
 /// Questions on their way at once: with the largest messages some 40 MiB.
 const QUESTIONS: usize = 16;
@@ -36,32 +36,11 @@ pub struct Retained {
     pub whole_since: Option<DateTime<Utc>>,
 }
 
-/// A message that EVENTS still holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetainedMessage {
-    /// The subject it was published on.
-    pub subject: String,
-    /// Header `Nats-Msg-Id`.
-    pub msg_id: Option<String>,
-    /// Header `Relay-Endpoint-Id`.
-    pub endpoint_id: Option<String>,
-    /// Header `traceparent`.
-    pub trace: Option<String>,
-    /// The body.
-    pub payload: Bytes,
-    /// The stream.
-    pub stream: &'static str,
-    /// Its place in the stream.
-    pub sequence: u64,
-    /// When the stream stored it, by the server's clock.
-    pub published: DateTime<Utc>,
-}
-
 /// Some messages that follow each other.
 #[derive(Clone, Debug)]
 pub struct RetainedPart {
     /// Those that are still there.
-    pub messages: Vec<RetainedMessage>,
+    pub messages: Vec<StoredMessage>,
     /// Where the next part begins.
     pub next: u64,
 }
@@ -129,7 +108,7 @@ impl Bus {
         Ok(part)
     }
 
-    async fn get(&self, question: &Value) -> Result<Option<RetainedMessage>, BusError> {
+    async fn get(&self, question: &Value) -> Result<Option<StoredMessage>, BusError> {
         let what = format!("STREAM.MSG.GET.{EVENTS_STREAM}");
         match ask(self.api(), &what, question).await {
             Ok(answer) => match read(&answer["message"]) {
@@ -164,14 +143,14 @@ fn whole_since(info: &Value) -> Option<DateTime<Utc>> {
 }
 
 /// A message as `STREAM.MSG.GET` answers it: body and headers in base64.
-fn read(message: &Value) -> Option<RetainedMessage> {
+fn read(message: &Value) -> Option<StoredMessage> {
     let bytes = |key: &str| BASE64_STANDARD.decode(message[key].as_str().unwrap_or_default()).ok();
     let headers = String::from_utf8_lossy(&bytes("hdrs")?).into_owned();
     let header = |name: &str| {
         let found = headers.lines().skip(1).filter_map(|line| line.split_once(':')).find(|(key, _)| *key == name);
         found.map(|(_, value)| value.trim().to_owned())
     };
-    Some(RetainedMessage {
+    Some(StoredMessage {
         subject: message["subject"].as_str()?.to_owned(),
         msg_id: header(HEADER_MSG_ID),
         endpoint_id: header(HEADER_ENDPOINT),

@@ -27,9 +27,9 @@ pub(crate) const JOBS_PULL_BYTES: usize = 4 * 1024 * 1024;
 /// Bundles of one pull request on a lane of JOBS: few, so that the pods share the work.
 const JOBS_PULL_MESSAGES: usize = 8;
 
-/// A message of EVENTS: a bundle, or an event that a producer published.
-#[derive(Debug)]
-pub struct EventMessage {
+/// A message as EVENTS stores it: a bundle, or an event that a producer published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
     /// The subject it was published on.
     pub subject: String,
     /// Header `Nats-Msg-Id`: the tenant's idempotency key.
@@ -46,6 +46,13 @@ pub struct EventMessage {
     pub sequence: u64,
     /// When the stream stored it, by the server's clock.
     pub published: DateTime<Utc>,
+}
+
+/// A message of EVENTS that was given to this dispatcher.
+#[derive(Debug)]
+pub struct EventMessage {
+    /// What is stored.
+    pub message: StoredMessage,
     /// How often it was delivered, with this time. Never evidence against the message.
     pub delivered: u64,
     /// The way to answer.
@@ -148,7 +155,7 @@ impl JobSource {
 fn event_message(message: Message, client: &Client) -> Option<EventMessage> {
     let (place, ack) = place_and_ack(&message, client)?;
     let header = |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
-    Some(EventMessage {
+    let message = StoredMessage {
         msg_id: header(HEADER_MSG_ID),
         endpoint_id: header(HEADER_ENDPOINT),
         trace: header(HEADER_TRACE),
@@ -157,9 +164,8 @@ fn event_message(message: Message, client: &Client) -> Option<EventMessage> {
         stream: EVENTS_STREAM,
         sequence: place.sequence,
         published: place.published,
-        delivered: place.delivered,
-        ack,
-    })
+    };
+    Some(EventMessage { message, delivered: place.delivered, ack })
 }
 
 fn job_message(message: Message, lane: Lane, client: &Client) -> Option<JobMessage> {

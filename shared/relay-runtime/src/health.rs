@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 
 /// How long a check may take.
 const CHECK_MAX: Duration = Duration::from_secs(1);
@@ -66,7 +67,7 @@ impl Health {
     }
 
     /// The same of a process that still waits for what it needs: unready until [`Health::started`].
-    pub fn starting(metrics: Metrics, stopping: CancellationToken) -> Self {
+    fn starting(metrics: Metrics, stopping: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             checks: Mutex::default(),
             kept: tokio::sync::Mutex::default(),
@@ -74,6 +75,15 @@ impl Health {
             stopping,
             is_starting: AtomicBool::new(true),
         }))
+    }
+
+    /// That of a service, served on `listener` from now on and until everything else has ended: unready until
+    /// [`Health::started`].
+    pub fn serving(metrics: Metrics, listener: TcpListener, shutdown: &Shutdown) -> Self {
+        let health = Self::starting(metrics, shutdown.soft());
+        let probes = shutdown.last_group("health");
+        probes.spawn("health", health.clone().serve(listener, probes.stop()));
+        health
     }
 
     /// The start is over, and all checks are registered.

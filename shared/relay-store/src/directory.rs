@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::TenantId;
 use relay_core::keys::{ApiKey, KeyHash};
-use relay_core::sealing::{SealingKeyId, Withheld};
+use relay_core::sealing::Withheld;
 use sqlx::types::Json;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
@@ -25,7 +25,7 @@ use crate::endpoint_row::EndpointRow;
 use crate::error::StoreError;
 use crate::keys::KeyRow;
 pub use crate::snapshot::DirectorySnapshot;
-use crate::snapshot::Loaded;
+use crate::snapshot::{Loaded, missing_keys};
 use crate::state_file;
 
 /// Time between two polls.
@@ -277,15 +277,12 @@ impl Directory {
 
 /// Says loudly which endpoints can't be sent to from here.
 fn tell_withheld(endpoints: &[Endpoint]) {
-    let mut missing: BTreeMap<SealingKeyId, usize> = BTreeMap::new();
     for endpoint in endpoints.iter().filter(|e| e.is_active) {
-        match &endpoint.secrets {
-            Err(Withheld::MissingKey(key)) => *missing.entry(*key).or_default() += 1,
-            Err(why @ Withheld::Damaged) => error!(endpoint = %endpoint.id, "deliveries to an endpoint wait: {why}"),
-            Err(Withheld::NotRead) | Ok(_) => {}
+        if let Err(why @ Withheld::Damaged) = &endpoint.secrets {
+            error!(endpoint = %endpoint.id, "deliveries to an endpoint wait: {why}");
         }
     }
-    for (key, endpoints) in missing {
+    for (key, endpoints) in missing_keys(endpoints) {
         error!(%key, endpoints, "deliveries wait: secrets are encrypted with a key that this process does not have; add it to the key file and restart");
     }
 }

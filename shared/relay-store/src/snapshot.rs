@@ -102,13 +102,7 @@ impl DirectorySnapshot {
 
     /// Keys of secrets that this process doesn't have, with the number of active endpoints that wait for them.
     pub fn missing_keys(&self) -> BTreeMap<SealingKeyId, usize> {
-        let mut missing = BTreeMap::new();
-        for endpoint in self.endpoints.values().filter(|e| e.is_active) {
-            if let Err(Withheld::MissingKey(key)) = endpoint.secrets {
-                *missing.entry(key).or_default() += 1;
-            }
-        }
-        missing
+        missing_keys(self.endpoints.values().map(Arc::as_ref))
     }
 
     /// An API key, good or not.
@@ -175,4 +169,14 @@ fn put_key(keys: &mut HashMap<KeyHash, Arc<ApiKey>>, key: ApiKey) {
     if keys.get(&key.hash).is_none_or(|known| known.version <= key.version) {
         keys.insert(key.hash, Arc::new(key));
     }
+}
+/// Keys that this process doesn't have, with the number of active endpoints whose secrets need them.
+pub(crate) fn missing_keys<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> BTreeMap<SealingKeyId, usize> {
+    let mut missing = BTreeMap::new();
+    for endpoint in endpoints.into_iter().filter(|e| e.is_active) {
+        if let Err(Withheld::MissingKey(key)) = endpoint.secrets {
+            *missing.entry(key).or_default() += 1;
+        }
+    }
+    missing
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::load::{Addressee, Target, To};
+use crate::load::{Target, To};
 use crate::report::Figures;
 use crate::sink::Sink;
 use crate::system::System;
@@ -90,7 +90,7 @@ async fn measure_case(args: &Args, case: Case, binary: &Path, figures: &mut Figu
     }
     let sink = Sink::start().await?;
     let ids = system.register(case.endpoints, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
-    let to = To::Each(ids.into_iter().map(|id| Addressee { id, counted: true }).collect());
+    let to = To::each(ids);
     let target = Target::new(&system, to, 500)?;
     load::closed(&target, &sink, 16, Duration::from_secs(3)).await?;
     let before = cpu::Snapshot::take(system.pids());
@@ -98,7 +98,7 @@ async fn measure_case(args: &Args, case: Case, binary: &Path, figures: &mut Figu
     let cpu = cpu::Snapshot::take(system.pids()).since(&before);
     let of = |name: &str| format!("{}: {name}", case.name());
     let delivered = outcome.delivered.max(1) as f64;
-    figures.add(of("delivered per second"), outcome.delivered as f64 / outcome.deliver_seconds.max(0.001));
+    figures.add(of("delivered per second"), outcome.delivered_per_second());
     figures.add(of("lost"), outcome.lost as f64);
     figures.add(of("duplicates"), outcome.duplicates as f64);
     for role in ["ours", "postgres", "nats"] {

@@ -112,7 +112,7 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
     figures.add(of("e2e p99 ms"), percentile(&outcome.e2e_us, 0.99));
     let mut lost = outcome.lost;
     let outcome = load::closed(&target, &sink, args.in_flight, time).await?;
-    figures.add(of("delivered per second"), outcome.delivered as f64 / outcome.deliver_seconds.max(0.001));
+    figures.add(of("delivered per second"), outcome.delivered_per_second());
     lost += outcome.lost;
     figures.add(of("lost"), lost as f64);
     Ok(())

@@ -36,6 +36,13 @@ enum Way {
     Nats(async_nats::jetstream::Context),
 }
 
+impl To {
+    /// These endpoints in turn, all of which are counted.
+    pub fn each(ids: Vec<String>) -> Self {
+        Self::Each(ids.into_iter().map(|id| Addressee { id, counted: true }).collect())
+    }
+}
+
 /// Where events go in.
 pub struct Target {
     way: Way,
@@ -69,6 +76,13 @@ pub struct Outcome {
     pub e2e_us: Vec<u64>,
     /// How long after their time the repetitions came, sorted, in microseconds.
     pub lateness_us: Vec<u64>,
+}
+
+impl Outcome {
+    /// Distinct deliveries a second, from the first post to the last arrival.
+    pub fn delivered_per_second(&self) -> f64 {
+        self.delivered as f64 / self.deliver_seconds.max(0.001)
+    }
 }
 
 fn client() -> anyhow::Result<reqwest::Client> {

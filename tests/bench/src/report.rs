@@ -34,7 +34,7 @@ impl Figures {
     pub fn throughput(&mut self, in_flight: usize, baseline: f64, outcome: &Outcome, cpu: &Snapshot) {
         let of = |name: &str| format!("closed loop, {in_flight} in flight: {name}");
         let delivered = outcome.delivered.max(1) as f64;
-        let e2e = outcome.delivered as f64 / outcome.deliver_seconds.max(0.001);
+        let e2e = outcome.delivered_per_second();
         self.add("plain POSTs to the sink, 64 in flight, per second".to_owned(), baseline);
         self.add(of("accepted per second"), outcome.accepted as f64 / outcome.accept_seconds);
         self.add(of("delivered end to end per second"), e2e);

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::load::{self, Addressee, To};
+use crate::load::{self, To};
 use crate::report::{Figures, percentile};
 use crate::sink::Sink;
 use crate::system::System;
@@ -43,7 +43,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     eprintln!("registering {} endpoints", args.endpoints);
     let settings = serde_json::json!({"retry_schedule_seconds": [delay]});
     let ids = system.register(args.endpoints, |_| format!("{}/once/{}", sink.url(), delay * 1000), &settings).await?;
-    let to = To::Each(ids.into_iter().map(|id| Addressee { id, counted: true }).collect());
+    let to = To::each(ids);
     let target = load::Target::new(&system, to, 500)?;
     eprintln!("sending {rate} events a second for {} s, then waiting for their retries", args.over);
     let quiet = Duration::from_secs(delay + 10);

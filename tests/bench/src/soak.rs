@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::load::{Addressee, Target, To};
+use crate::load::{Target, To};
 use crate::report::Figures;
 use crate::sink::Sink;
 use crate::system::System;
@@ -68,7 +68,7 @@ async fn sample(
         open_mb: at(2),
         index_mb: at(3),
         e2e_p99_ms: crate::report::percentile(&outcome.e2e_us, 0.99),
-        delivered_per_second: outcome.delivered as f64 / outcome.deliver_seconds.max(0.001),
+        delivered_per_second: outcome.delivered_per_second(),
     })
 }
 
@@ -78,11 +78,11 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let sink = Sink::start().await?;
     let database = system.database_url()?;
     let ids = system.register(10, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
-    let to = To::Each(ids.into_iter().map(|id| Addressee { id, counted: true }).collect());
+    let to = To::each(ids);
     let target = Target::new(&system, to, 500)?;
     load::closed(&target, &sink, 16, Duration::from_secs(3)).await?;
     let most = load::closed(&target, &sink, 64, Duration::from_secs(10)).await?;
-    let rate = (most.delivered as f64 / most.deliver_seconds.max(0.001) * args.share) as u64;
+    let rate = (most.delivered_per_second() * args.share) as u64;
     let mut figures = Figures::new(format!("{rate} events a second for {} minutes", args.minutes));
     let every = Duration::from_secs(args.every.max(1));
     let until = Instant::now() + Duration::from_secs(args.minutes * 60);
@@ -135,9 +135,8 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let holder = std::thread::spawn(move || ledger::sql(&database, &statement).map(|_| ()));
     load::open(&target, &sink, rate, hold, load::QUIET).await?;
     let during = load::closed(&target, &sink, 64, Duration::from_secs(20)).await?;
-    let per_second = |o: &load::Outcome| o.delivered as f64 / o.deliver_seconds.max(0.001);
-    figures.add("delivered per second before a foreign snapshot".to_owned(), per_second(&before));
-    figures.add(format!("delivered per second with one held for {} s", hold.as_secs()), per_second(&during));
+    figures.add("delivered per second before a foreign snapshot".to_owned(), before.delivered_per_second());
+    figures.add(format!("delivered per second with one held for {} s", hold.as_secs()), during.delivered_per_second());
     holder.join().map_err(|_| anyhow::anyhow!("the thread that held the snapshot panicked"))??;
     Ok(figures)
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::load::{Addressee, Target, To};
+use crate::load::{Target, To};
 use crate::report::Figures;
 use crate::sink::Sink;
 use crate::system::{Layout, System};
@@ -53,11 +53,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let sink = Sink::start().await?;
     let count = args.endpoints.unwrap_or(args.fan_out);
     let endpoints = system.register(count, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
-    let to = if args.endpoints.is_some() || count == 1 {
-        To::Each(endpoints.into_iter().map(|id| Addressee { id, counted: true }).collect())
-    } else {
-        To::All(endpoints.len() as u64)
-    };
+    let to = if args.endpoints.is_some() || count == 1 { To::each(endpoints) } else { To::All(endpoints.len() as u64) };
     let mut figures = Figures::new(setting(args));
     let target = match args.nats {
         true => Target::by_nats(&system, to, args.payload_bytes).await?,

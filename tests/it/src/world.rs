@@ -38,14 +38,10 @@ pub struct Launched {
 }
 
 impl Launched {
-    /// Where it listens: its interface, or else its health.
-    pub fn address(&self) -> String {
-        self.interface.as_ref().unwrap_or(&self.health).clone()
-    }
-
-    /// Waits until it is ready.
-    pub async fn wait_ready(&mut self) -> anyhow::Result<()> {
-        self.process.wait_ready(&format!("http://{}/health/ready", self.health)).await
+    /// Waits until it is ready. Returns it and where it listens: its interface, or else its health.
+    pub async fn ready(mut self) -> anyhow::Result<(Process, String)> {
+        self.process.wait_ready(&format!("http://{}/health/ready", self.health)).await?;
+        Ok((self.process, self.interface.unwrap_or(self.health)))
     }
 }
 
@@ -143,9 +139,7 @@ impl World {
         let data = self.dir.0.join("all").to_string_lossy().into_owned();
         let args = [&["up", "--data-dir", &data, "--listen", &address], more].concat();
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
-        let pairs = self.links.iter().filter_map(|l| l.split_once('='));
-        let env: Vec<_> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let mut up = Process::start(&self.dir.0, name, &binary("webhook-relay")?, &args, &env)?;
+        let mut up = Process::start(&self.dir.0, name, &binary("webhook-relay")?, &args, &self.env(&[]))?;
         up.wait_ready(&format!("http://{address}/health/ready")).await?;
         self.use_api(&address);
         Ok(up)
@@ -154,7 +148,7 @@ impl World {
     /// Starts a service of its own on these servers. Returns it and the address that it listens on: that of its
     /// interface where it has one, else that of its health.
     pub async fn service(&self, name: &str, binary_name: &str) -> anyhow::Result<(Process, String)> {
-        self.spawn(name, binary_name, None, &[], &[]).await
+        self.launch(name, binary_name, None, &[], &[])?.ready().await
     }
 
     /// The same with further flags and variables.
@@ -165,26 +159,12 @@ impl World {
         more: &[String],
         env: &[(String, String)],
     ) -> anyhow::Result<(Process, String)> {
-        self.spawn(name, binary_name, None, more, env).await
+        self.launch(name, binary_name, None, more, env)?.ready().await
     }
 
     /// An ingest that listens where another one did.
     pub async fn ingest_at(&self, name: &str, address: &str) -> anyhow::Result<Process> {
-        Ok(self.spawn(name, "ingest", Some(address.to_owned()), &[], &[]).await?.0)
-    }
-
-    async fn spawn(
-        &self,
-        name: &str,
-        binary_name: &str,
-        listen: Option<String>,
-        more: &[String],
-        variables: &[(String, String)],
-    ) -> anyhow::Result<(Process, String)> {
-        let mut launched = self.launch(name, binary_name, listen, more, variables)?;
-        launched.wait_ready().await?;
-        let address = launched.address();
-        Ok((launched.process, address))
+        Ok(self.launch(name, "ingest", Some(address.to_owned()), &[], &[])?.ready().await?.0)
     }
 
     /// Starts a service of its own with further flags and variables, and waits for nothing.
@@ -198,11 +178,15 @@ impl World {
     ) -> anyhow::Result<Launched> {
         let ServiceFlags { mut args, health, interface } = ServiceFlags::new(binary_name, &self.dir.0, listen);
         args.extend_from_slice(more);
-        let pairs = self.links.iter().filter_map(|l| l.split_once('='));
-        let links = pairs.map(|(n, v)| (n.to_owned(), v.to_owned()));
-        let env: Vec<(String, String)> = links.chain(variables.iter().cloned()).collect();
-        let process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &env)?;
+        let process = Process::start(&self.dir.0, name, &binary(binary_name)?, &args, &self.env(variables))?;
         Ok(Launched { process, health, interface })
+    }
+
+    /// Where the servers are, and further variables.
+    fn env(&self, variables: &[(String, String)]) -> Vec<(String, String)> {
+        let pairs = self.links.iter().filter_map(|l| l.split_once('='));
+        let links = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        links.chain(variables.iter().cloned()).collect()
     }
 
     /// Sets a variable of the environment of services that are started from now on.

@@ -1,6 +1,8 @@
 //! What the commands about keys, tenants, the check and the recovery share: the way to the servers, and tables.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
@@ -113,6 +115,23 @@ impl AccessFlags {
         }
         Ok(self.json)
     }
+
+    /// Prints a report, as JSON where --json asks for it.
+    pub fn print(&self, report: &(impl Serialize + fmt::Display)) -> anyhow::Result<()> {
+        if !self.print_json(report)? {
+            print!("{report}");
+        }
+        Ok(())
+    }
+}
+
+/// How a command ends whose exit code says what it found; `failed`: the code where it could not be carried out, which is
+/// said.
+pub fn exit_code(command: &str, outcome: anyhow::Result<ExitCode>, failed: u8) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("webhook-relay {command}: {error:#}");
+        ExitCode::from(failed)
+    })
 }
 
 /// A connection to NATS.

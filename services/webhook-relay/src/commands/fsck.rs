@@ -15,7 +15,7 @@ use relay_store::Store;
 use uuid::Uuid;
 
 use self::report::{Check, Report};
-use super::access::AccessFlags;
+use super::access::{AccessFlags, exit_code};
 
 /// Exit codes of this command, besides 0.
 const VIOLATIONS: u8 = 1;
@@ -64,13 +64,8 @@ struct Links<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
-    match check(args).and_then(|report| print(args, &report).map(|()| report.exit_code())) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("webhook-relay fsck: {error:#}");
-            ExitCode::from(NOT_CHECKED)
-        }
-    }
+    let outcome = check(args).and_then(|report| args.access.print(&report).map(|()| report.exit_code()));
+    exit_code("fsck", outcome, NOT_CHECKED)
 }
 
 fn check(args: &Args) -> anyhow::Result<Report> {
@@ -97,11 +92,4 @@ async fn all(links: &Links<'_>) -> Vec<Check> {
     checks.push(checks::figures(links).await);
     checks.push(attempts);
     checks
-}
-
-fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
-    if !args.access.print_json(report)? {
-        print!("{report}");
-    }
-    Ok(())
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use dispatcher::{Decoded, Message, Unusable, decode};
-use relay_bus::{Bus, PublishError, RetainedMessage};
+use dispatcher::{Decoded, Unusable, decode};
+use relay_bus::{Bus, PublishError, StoredMessage};
 use relay_core::bundle::BundleWriter;
 use relay_core::event::Event;
 use relay_core::ids::EventId;
@@ -166,23 +166,13 @@ fn bundles(events: &[&Event]) -> Vec<Bytes> {
 }
 
 /// What a message must have become; `None`: a newer program knows.
-fn expect(m: RetainedMessage, payload_max: usize) -> Option<Vec<Lost>> {
-    let sequence = m.sequence;
+fn expect(message: StoredMessage, payload_max: usize) -> Option<Vec<Lost>> {
     // A dispatcher with another limit on payloads may have made a letter of it, with this id.
-    let as_letter = EventId::from_stream(m.stream, sequence, m.published);
-    let subject: Arc<str> = m.subject.as_str().into();
-    let message = Message {
-        subject: m.subject,
-        msg_id: m.msg_id,
-        endpoint_id: m.endpoint_id,
-        trace: m.trace,
-        payload: m.payload,
-        stream: m.stream,
-        sequence,
-        published: m.published,
-    };
+    let as_letter = EventId::from_stream(message.stream, message.sequence, message.published);
+    let decoded = decode(&message, payload_max);
+    let (subject, sequence): (Arc<str>, u64) = (message.subject.into(), message.sequence);
     let of = |ids, content| Lost { ids, subject: Arc::clone(&subject), sequence, content };
-    match decode(&message, payload_max) {
+    match decoded {
         Decoded::Events(events) => {
             Some(events.into_iter().map(|event| of(vec![event.id, as_letter], Content::Event(event))).collect())
         }
@@ -201,8 +191,8 @@ mod tests {
 
     use super::*;
 
-    fn message(subject: &str, payload: impl Into<Bytes>) -> RetainedMessage {
-        RetainedMessage {
+    fn message(subject: &str, payload: impl Into<Bytes>) -> StoredMessage {
+        StoredMessage {
             subject: subject.to_owned(),
             msg_id: None,
             endpoint_id: None,

@@ -14,7 +14,7 @@ use relay_runtime::clock::Clock;
 use relay_runtime::flags::NatsFlags;
 use serde::Serialize;
 
-use super::access::{AccessFlags, time};
+use super::access::{AccessFlags, exit_code, time};
 use super::history::History;
 
 /// Exit codes of this command, besides 0.
@@ -124,13 +124,8 @@ struct Report {
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
-    match recover(args).and_then(|report| print(args, &report).map(|()| report.exit_code())) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("webhook-relay recover: {error:#}");
-            ExitCode::from(NOT_DONE)
-        }
-    }
+    let outcome = recover(args).and_then(|report| args.access.print(&report).map(|()| report.exit_code()));
+    exit_code("recover", outcome, NOT_DONE)
 }
 
 fn recover(args: &Args) -> anyhow::Result<Report> {
@@ -213,13 +208,6 @@ impl Report {
         let whole = self.gap.is_none() && self.removed_messages == 0 && self.newer_messages == 0;
         if whole { ExitCode::SUCCESS } else { ExitCode::from(GAP) }
     }
-}
-
-fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
-    if !args.access.print_json(report)? {
-        print!("{report}");
-    }
-    Ok(())
 }
 
 impl fmt::Display for Report {

@@ -80,7 +80,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let is_private = given.database.is_none();
     args.secrets.keys()?;
     // A database that is still to be made has no keys.
-    if !auth::is_loopback(args.ingest.listen) && !key.is_set() && given.database.is_none() && !args.private.was_used() {
+    if !auth::is_loopback(args.ingest.listen) && !key.is_set() && is_private && !args.private.was_used() {
         return Err(AuthError::Open(args.ingest.listen).into());
     }
 
@@ -105,7 +105,8 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let nats_port = servers.port(ServerKind::Nats);
     let (sender, done) = mpsc::channel();
     let work = runtime.spawn(async move {
-        let outcome = Box::pin(serve(args, key, front, egress, (addresses, keys), nats_port, shutdown)).await;
+        let outcome =
+            Box::pin(serve(args, key, front, egress, (addresses, keys, is_private), nats_port, shutdown)).await;
         // The receiver is there until this was sent.
         let _ = sender.send(());
         outcome
@@ -159,12 +160,11 @@ async fn serve(
     key: OperatorKey,
     front: Front,
     egress: Option<EgressProxy>,
-    (addresses, keys): (Addresses, SealingKeys),
+    (addresses, keys, is_private): (Addresses, SealingKeys, bool),
     nats_port: Option<u16>,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let pod = relay_runtime::pod::name();
-    let is_private = args.database.optional()?.is_none();
     let database = addresses.database_url.expose_secret();
     let migrate = async {
         let store = Store::connect(database, StoreOptions::new("webhook-relay migrate")).await?;

@@ -42,9 +42,9 @@ async fn a_killed_server_loses_nothing_that_is_not_acknowledged() -> Result<()> 
     let mut source = bus.events();
     let (mut acked, mut held) = (BTreeSet::new(), Vec::new());
     for message in take(&mut source, 100).await? {
-        if message.sequence % 2 == 0 {
+        if message.message.sequence % 2 == 0 {
             message.ack.ack().await;
-            acked.insert(message.payload[0]);
+            acked.insert(message.message.payload[0]);
         } else {
             held.push(message);
         }
@@ -60,7 +60,7 @@ async fn a_killed_server_loses_nothing_that_is_not_acknowledged() -> Result<()> 
     let mut got = BTreeSet::new();
     while !(0..200).all(|n| acked.contains(&n) || got.contains(&n)) {
         for message in take(&mut source, 1).await? {
-            got.insert(message.payload[0]);
+            got.insert(message.message.payload[0]);
             message.ack.ack().await;
         }
     }
@@ -99,7 +99,7 @@ async fn a_waiting_source_goes_on_after_a_restart() -> Result<()> {
     let mut server = Server::start().await?;
     let bus = server.bus().await?;
     let mut source = bus.events();
-    let waiting = tokio::spawn(async move { take(&mut source, 1).await.map(|m| m[0].payload.clone()) });
+    let waiting = tokio::spawn(async move { take(&mut source, 1).await.map(|m| m[0].message.payload.clone()) });
     for _ in 0..2 {
         server.kill()?;
         server.start_again().await?;
@@ -126,7 +126,7 @@ async fn deleted_streams_and_consumers_are_declared_again() -> Result<()> {
     bus.publish_events(0, "two".into()).await?;
     bus.publish_jobs(Lane::Retry, 0, "two".into()).await?;
     let message = take(&mut events, 1).await?.remove(0);
-    assert_eq!(message.payload, "two");
+    assert_eq!(message.message.payload, "two");
     message.ack.ack_sync().await?;
     let job = next_job(&mut jobs).await?;
     assert_eq!(job.payload, "two");
@@ -139,7 +139,7 @@ async fn deleted_streams_and_consumers_are_declared_again() -> Result<()> {
     bus.publish_events(0, "three".into()).await?;
     bus.publish_jobs(Lane::Retry, 0, "three".into()).await?;
     // A new consumer begins at the start of the stream: nothing is skipped, old ones come again.
-    while take(&mut events, 1).await?.iter().all(|m| m.payload != "three") {}
+    while take(&mut events, 1).await?.iter().all(|m| m.message.payload != "three") {}
     while next_job(&mut jobs).await?.payload != "three" {}
     Ok(())
 }
@@ -153,6 +153,6 @@ async fn declaring_twice_changes_nothing_and_other_settings_stay() -> Result<()>
     let small = crate::server::small();
     let (a, b) = tokio::join!(bus.declare(&larger), bus.declare(&small));
     a.and(b)?;
-    assert_eq!(take(&mut bus.events(), 1).await?[0].payload, "kept");
+    assert_eq!(take(&mut bus.events(), 1).await?[0].message.payload, "kept");
     Ok(())
 }

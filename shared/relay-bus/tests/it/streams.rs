@@ -68,12 +68,14 @@ async fn equal_message_ids_of_two_tenants_and_two_endpoints_are_all_stored() -> 
         assert_eq!(answer["duplicate"], Value::Null, "{answer}");
     }
     let taken = take(&mut bus.events(), 3).await?;
-    let got: Vec<_> =
-        taken.iter().map(|m| (m.subject.as_str(), m.endpoint_id.as_deref().unwrap_or_default())).collect();
+    let got: Vec<_> = taken
+        .iter()
+        .map(|m| (m.message.subject.as_str(), m.message.endpoint_id.as_deref().unwrap_or_default()))
+        .collect();
     assert_eq!(got, sent);
-    for (message, sequence) in taken.iter().zip(1..) {
+    for (EventMessage { message, delivered, .. }, sequence) in taken.iter().zip(1..) {
         assert_eq!((message.msg_id.as_deref(), message.trace.as_deref()), (Some("order-1"), Some("00-aa-bb-01")));
-        assert_eq!((message.sequence, message.delivered, message.stream), (sequence, 1, "EVENTS"));
+        assert_eq!((message.sequence, *delivered, message.stream), (sequence, 1, "EVENTS"));
         assert_eq!(message.payload, r#"{"n":1}"#);
     }
     let durability = bus.durability().await?;
@@ -144,7 +146,7 @@ async fn a_full_log_refuses_and_keeps_what_it_accepted() -> Result<()> {
     assert!(matches!(refused, PublishError::Full(_)), "{refused}");
     assert!(accepted >= 7, "{accepted}");
     let taken = take(&mut bus.events(), accepted.into()).await?;
-    assert!(taken.iter().zip(0u8..).all(|(m, n)| m.payload.len() == 500_000 && m.payload[0] == n));
+    assert!(taken.iter().zip(0u8..).all(|(m, n)| m.message.payload.len() == 500_000 && m.message.payload[0] == n));
 
     // Acknowledged and purged, there is room again.
     for message in &taken {
@@ -180,7 +182,7 @@ async fn nak_brings_a_message_back_and_progress_and_acks_are_known() -> Result<(
     first.ack.progress().await;
     first.ack.nak(Duration::from_millis(50)).await;
     let second = take(&mut source, 1).await?.remove(0);
-    assert_eq!((second.sequence, second.delivered), (first.sequence, 2));
+    assert_eq!((second.message.sequence, second.delivered), (first.message.sequence, 2));
     second.ack.nak(Duration::ZERO).await;
     let third = take(&mut source, 1).await?.remove(0);
     assert_eq!(third.delivered, 3);
@@ -207,7 +209,7 @@ async fn next_takes_what_is_there_and_dropping_it_loses_nothing() -> Result<()> 
     let taken = source.next(20, &cancel).await;
     assert!(!taken.is_empty() && taken.len() <= 20);
     let rest = take(&mut source, 50 - taken.len()).await?;
-    let got: Vec<u8> = taken.iter().chain(&rest).map(|m| m.payload[0]).collect();
+    let got: Vec<u8> = taken.iter().chain(&rest).map(|m| m.message.payload[0]).collect();
     assert_eq!(got, (0..50).collect::<Vec<_>>());
 
     cancel.cancel();
@@ -261,7 +263,7 @@ async fn a_source_that_ends_gives_back_what_it_did_not_hand_out() -> Result<()> 
     bus.ping().await?;
     drop(first);
     let rest = take(&mut bus.events(), 9).await?;
-    assert!(rest.iter().all(|m| m.payload != taken[0].payload && m.delivered == 2));
+    assert!(rest.iter().all(|m| m.message.payload != taken[0].message.payload && m.delivered == 2));
     Ok(())
 }
 

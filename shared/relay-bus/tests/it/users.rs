@@ -34,7 +34,7 @@ async fn every_service_may_do_its_work() -> Result<()> {
     let mut events = dispatcher.events();
     let messages = take(&mut events, 2).await?;
     assert_eq!(
-        (messages[0].payload.as_ref(), messages[1].subject.as_str()),
+        (messages[0].message.payload.as_ref(), messages[1].message.subject.as_str()),
         (&b"bundle"[..], "relay.events.default.order.created")
     );
     for message in messages {

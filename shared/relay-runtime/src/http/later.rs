@@ -8,10 +8,14 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware;
 use relay_core::problem::{Problem, ProblemType};
+use tokio::net::TcpListener;
 use tower::ServiceExt;
 
+use super::front::Front;
 use super::observe::observe;
+use super::serve::serve_behind;
 use crate::problem::ProblemResponse;
+use crate::shutdown::Group;
 
 /// After how long a client may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -21,8 +25,15 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct Later(Arc<OnceLock<Router>>);
 
 impl Later {
-    /// What is served from now on: 503 to everything until [`Later::open`], then the router.
-    pub fn router(&self) -> Router {
+    /// Serves from now on, as a task of `interface`.
+    pub fn serving(front: Front, listener: TcpListener, interface: &Group) -> Self {
+        let later = Self::default();
+        interface.spawn("http", serve_behind(front, listener, later.router(), interface.stop()));
+        later
+    }
+
+    /// 503 to everything until [`Later::open`], then the router.
+    fn router(&self) -> Router {
         let later = self.clone();
         let closed = Router::new().fallback(starting).layer(middleware::from_fn(observe));
         Router::new().fallback(move |request: Request| {

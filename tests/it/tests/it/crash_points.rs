@@ -101,17 +101,14 @@ impl Stage {
 
     /// A service with further variables, ready.
     async fn run_with(&self, role: &str, variables: &[(&str, &str)]) -> anyhow::Result<Process> {
-        let mut launched = self.launch(role, variables)?;
-        launched.wait_ready().await?;
-        Ok(launched.process)
+        Ok(self.launch(role, variables)?.ready().await?.0)
     }
 
     /// A deliverer that sends one request at a time to each endpoint, and where its figures are.
     async fn run_one_at_a_time(&self) -> anyhow::Result<(Process, String)> {
-        let mut launched = self.launch("deliverer", &[("RELAY_ENDPOINT_IN_FLIGHT_MAX", "1")])?;
-        launched.wait_ready().await?;
-        let metrics = format!("http://{}/metrics", launched.address());
-        Ok((launched.process, metrics))
+        let launched = self.launch("deliverer", &[("RELAY_ENDPOINT_IN_FLIGHT_MAX", "1")])?;
+        let (process, address) = launched.ready().await?;
+        Ok((process, format!("http://{address}/metrics")))
     }
 
     /// A service that something happens to at a point; it may be there before it is ready.
@@ -124,20 +121,17 @@ impl Stage {
         // Both can't listen at one address.
         self.ingest = None;
         let variables: Vec<_> = point.map(|point| ("RELAY_STOP_AT", point)).into_iter().collect();
-        let mut launched = self.launch("ingest", &variables)?;
-        launched.wait_ready().await?;
-        self.address = launched.address();
-        self.w.use_api(&self.address);
-        self.ingest = Some(launched.process);
+        let (process, address) = self.launch("ingest", &variables)?.ready().await?;
+        self.w.use_api(&address);
+        self.address = address;
+        self.ingest = Some(process);
         Ok(())
     }
 
     /// A dead-letter manager, and its interface.
     async fn letters(&self) -> anyhow::Result<(Process, Api)> {
-        let mut launched = self.launch("dlq-manager", &[])?;
-        launched.wait_ready().await?;
-        let interface = Api::new(&format!("http://{}", launched.address()));
-        Ok((launched.process, interface))
+        let (process, address) = self.launch("dlq-manager", &[])?.ready().await?;
+        Ok((process, Api::new(&format!("http://{address}"))))
     }
 
     /// The endpoint of a row: takes its events at `/<row>`, with short time-outs and so short leases.
