@@ -1,8 +1,8 @@
 //! Step 11 of an event's way: results are gathered into batches and written by one statement each; only then
 //! do their jobs count as settled, which is what acks their messages.
 //!
-//! An idle recorder writes at once; while statements are under way the next batch gathers, so batches grow with
-//! the load. Invariants: a batch whose outcome is unknown, or that failed because of the database, is written
+//! Nobody waits for a record but the room it takes up, so a batch gathers as long as the rate of results makes
+//! worth while; a recorder that little comes to writes at once. Invariants: a batch whose outcome is unknown, or that failed because of the database, is written
 //! again *as it is* until it succeeds; nothing is settled before its commit.
 
 use std::collections::VecDeque;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use relay_core::delivery::DeliveryResult;
 use relay_core::event::EventType;
+use relay_core::gathering::{Pulse, linger};
 use relay_core::protocol::{FoldedResult, fold_results};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -25,8 +26,8 @@ use crate::work::{Key, Report, Settled};
 const BATCH_MAX: usize = 500;
 /// With this many waiting, a further statement is begun beside those under way.
 const BATCH_FULL_ENOUGH: usize = 200;
-/// A result waits this long for others at most, while a statement can be begun.
-const LINGER_MAX: Duration = Duration::from_millis(20);
+/// What tokio's timer can tell apart.
+const TIMER_GRAIN: Duration = Duration::from_millis(1);
 /// Statements under way at once.
 const STATEMENTS_MAX: usize = 3;
 /// First wait before a failed batch is written again; doubled up to [`RETRY_MAX`].
@@ -94,16 +95,16 @@ pub async fn run<W, F, E>(
     let mut waiting: VecDeque<Report> = VecDeque::new();
     let mut gathered: Vec<Report> = Vec::new();
     let mut oldest = Instant::now();
+    let mut pulse = Pulse::default();
     let mut statements: JoinSet<bool> = JoinSet::new();
     let mut begun: Vec<Begun> = Vec::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ended = false;
     loop {
+        let until = oldest + worth_waiting(&mut pulse);
         while !waiting.is_empty() && statements.len() < STATEMENTS_MAX {
-            let due =
-                ended || statements.is_empty() || waiting.len() >= BATCH_FULL_ENOUGH || oldest.elapsed() >= LINGER_MAX;
-            if !due {
+            if !ended && waiting.len() < BATCH_FULL_ENOUGH && Instant::now() < until {
                 break;
             }
             let batch = Arc::new(Batch::of(waiting.drain(..waiting.len().min(BATCH_MAX))));
@@ -127,6 +128,7 @@ pub async fn run<W, F, E>(
                 if waiting.is_empty() {
                     oldest = Instant::now();
                 }
+                pulse.observe(n, Instant::now().into_std());
                 waiting.extend(gathered.drain(..));
             }
             Some(done) = statements.join_next_with_id() => {
@@ -144,7 +146,7 @@ pub async fn run<W, F, E>(
                     let _ = settled.send(batch.reported.iter().map(|r| (r.key, how(r.claim))).collect()).await;
                 }
             }
-            () = sleep_until(oldest + LINGER_MAX), if can_begin && !waiting.is_empty() => {}
+            () = sleep_until(until), if can_begin && !waiting.is_empty() => {}
             _ = tick.tick() => {}
             () = give_up.cancelled() => {
                 tracing::warn!(unrecorded, "stopped before all results were recorded; their jobs come again");
@@ -152,6 +154,12 @@ pub async fn run<W, F, E>(
             }
         }
     }
+}
+
+/// How long a result waits for others. A wait shorter than the timer's grain of 1 ms is none.
+fn worth_waiting(pulse: &mut Pulse) -> Duration {
+    let wait = linger(pulse.per_second(Instant::now().into_std()));
+    if wait < TIMER_GRAIN { Duration::ZERO } else { wait }
 }
 
 /// A batch whose statement is under way.

@@ -22,6 +22,9 @@ pub struct Config {
     /// Size of the stream of delivery jobs, in bytes
     #[arg(long, env = "RELAY_JOBS_BYTES_MAX", default_value_t = 2 * 1024 * 1024 * 1024)]
     pub jobs_bytes_max: i64,
+    /// Copies of each stream: 1, or 3 or 5 in a cluster of as many NATS servers
+    #[arg(long, env = "RELAY_STREAM_REPLICAS", default_value_t = 1, value_name = "1|3|5", value_parser = replicas)]
+    pub stream_replicas: u8,
     /// How many batches of events may be on their way into Postgres at once
     #[arg(long, env = "RELAY_DISPATCH_BATCHES", default_value_t = 3)]
     pub dispatch_batches: usize,
@@ -38,7 +41,13 @@ impl Config {
         relay_bus::Topology {
             events_bytes_max: self.events_bytes_max,
             jobs_bytes_max: self.jobs_bytes_max,
+            replicas: self.stream_replicas,
             ..Default::default()
         }
     }
+}
+
+/// An odd number: the copies vote.
+fn replicas(text: &str) -> Result<u8, &'static str> {
+    text.parse().ok().filter(|n| matches!(n, 1 | 3 | 5)).ok_or("must be 1, 3 or 5")
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use relay_bus::{EventMessage, EventSource};
 use relay_core::event::Event;
+use relay_core::gathering::{Pulse, linger};
 use relay_core::mutation::{self, Safety};
 use relay_core::protocol::{DISPATCH_BYTES_MAX, DISPATCH_EVENTS_MAX};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,9 +24,7 @@ use crate::{Config, Links};
 /// Messages asked for at a time.
 const MESSAGES_MAX: usize = 500;
 /// Below this many events a batch waits a little for more, while others are under way.
-const SMALL_BATCH: usize = 30;
-/// How long it waits.
-const LINGER: Duration = Duration::from_millis(2);
+const SMALL_BATCH: usize = 200;
 /// When a message of a newer program, or one that failed, is offered again.
 const NAK_DELAY: Duration = Duration::from_secs(5);
 
@@ -100,6 +100,7 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let mut source: EventSource = intake.links.bus.events();
     let mut spare: VecDeque<EventMessage> = VecDeque::new();
+    let mut pulse = Pulse::default();
     while !stop.is_cancelled() {
         // The permit first: nothing is pulled that nobody has room for.
         let Some(Ok(permit)) = stop.run_until_cancelled(Arc::clone(&permits).acquire_owned()).await else {
@@ -109,6 +110,8 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
         if spare.is_empty() {
             spare.extend(source.next(MESSAGES_MAX, &stop).await);
         }
+        let begun = Instant::now();
+        let until = begun + linger(pulse.per_second(begun.into_std()));
         loop {
             while let Some(message) = spare.pop_front() {
                 gathered.add(message, intake.payload_bytes_max).await;
@@ -124,7 +127,7 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
             {
                 break;
             }
-            match tokio::time::timeout(LINGER, source.next(MESSAGES_MAX, &stop)).await {
+            match timeout_at(until, source.next(MESSAGES_MAX, &stop)).await {
                 Ok(more) if !more.is_empty() => spare.extend(more),
                 _ => break,
             }
@@ -132,6 +135,7 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
         if gathered.batch.acks.is_empty() {
             continue;
         }
+        pulse.observe(gathered.batch.events.len(), Instant::now().into_std());
         let batcher = Arc::clone(&intake.batcher);
         let stop = stop.clone();
         tasks.spawn(async move {

@@ -18,14 +18,13 @@ use futures_util::stream::FuturesUnordered;
 use metrics::Histogram;
 use relay_core::bundle::{BundleWriter, EVENTS_MAX};
 use relay_core::event::Event;
+use relay_core::gathering::Pulse;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// Pause between two tries of the same bundle.
 const REPUBLISH_PAUSE: Duration = Duration::from_millis(50);
-/// Over how long the rate of arrivals is measured.
-const PACE_WINDOW: Duration = Duration::from_millis(100);
 
 /// Bounds of the committer.
 #[derive(Clone, Copy, Debug)]
@@ -199,7 +198,7 @@ where
     /// Works until `stop` fires; then takes nothing new, and ends when everything that waited is answered.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut flights = FuturesUnordered::new();
-        let mut pace = Pace::default();
+        let mut pulse = Pulse::default();
         let mut left_over = VecDeque::with_capacity(1);
         loop {
             // While all slots are taken, the next group gathers in the queue.
@@ -221,7 +220,9 @@ where
                     },
                 },
             };
-            if pace.per_second(Instant::now()) >= self.limits.linger_from_rate && self.queue.len() + 1 < EVENTS_MAX {
+            if pulse.per_second(Instant::now().into_std()) >= self.limits.linger_from_rate
+                && self.queue.len() + 1 < EVENTS_MAX
+            {
                 let linger = sleep_until(Instant::now() + self.limits.linger);
                 tokio::pin!(linger);
                 loop {
@@ -233,7 +234,7 @@ where
             }
             let group = self.gather(first, &mut left_over);
             if !group.requests.is_empty() {
-                pace.observe(group.requests.len(), Instant::now());
+                pulse.observe(group.requests.len(), Instant::now().into_std());
                 self.metrics.bundle_events.record(count(group.requests.len()));
                 flights.push(fly(self.publish.clone(), group, self.metrics.publish_seconds.clone()));
             }
@@ -306,36 +307,6 @@ fn answer(done: oneshot::Sender<Result<(), CommitError>>, outcome: Result<(), Co
 
 fn count(n: usize) -> f64 {
     f64::from(u32::try_from(n).unwrap_or(u32::MAX))
-}
-
-/// The rate of arrivals over the last full window.
-#[derive(Default)]
-struct Pace {
-    since: Option<Instant>,
-    events: usize,
-    per_second: f64,
-}
-
-impl Pace {
-    fn observe(&mut self, events: usize, now: Instant) {
-        self.roll(now);
-        self.events += events;
-    }
-
-    fn per_second(&mut self, now: Instant) -> f64 {
-        self.roll(now);
-        self.per_second
-    }
-
-    fn roll(&mut self, now: Instant) {
-        let since = *self.since.get_or_insert(now);
-        let elapsed = now.saturating_duration_since(since);
-        if elapsed >= PACE_WINDOW {
-            self.per_second = count(self.events) / elapsed.as_secs_f64();
-            self.events = 0;
-            self.since = Some(now);
-        }
-    }
 }
 
 #[cfg(test)]

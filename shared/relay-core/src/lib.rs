@@ -2,7 +2,7 @@
 //! numbers come in as arguments, so everything here is tested by examples, properties and the simulation.
 //!
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
-//! wire), [`matching`] and [`protocol`] (dispatched), [`job`], [`lanes`] and [`rate`] (queued), [`signature`] and
+//! wire), [`matching`] and [`protocol`] (dispatched), [`job`], [`lanes`] and [`rate`] (queued), [`gathering`] (batched), [`signature`] and
 //! [`address`] (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`]
 //! (recorded). [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and
 //! [`series`] serve the REST interface;
@@ -19,6 +19,7 @@ pub mod endpoint;
 pub mod event;
 pub mod explain;
 pub mod forwarded;
+pub mod gathering;
 pub mod headers;
 pub mod histogram;
 pub mod ids;

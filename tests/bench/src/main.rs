@@ -4,8 +4,10 @@
 //! machine. No figure here is a test: they are ratios and numbers for people. `throughput` (the default) is the
 //! closed loop beside plain POSTs to the same sink, and the latency at a low rate; `retries` is how punctually due
 //! retries start; `isolation` is what healthy endpoints feel of broken ones; `growth` is whether an event costs the same
-//! however much there is already; `soak` is whether all stays as it is; `lists` is how long lists take on a large ledger.
+//! however much there is already; `soak` is whether all stays as it is; `lists` is how long lists take on a large ledger;
+//! `all` is everything but the last two.
 
+mod all;
 mod cpu;
 mod growth;
 mod isolation;
@@ -24,9 +26,14 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+/// As in the programs it measures beside: what generator and receiver take is missing to them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures WebhookRelay on this machine.
 ///
 /// Examples:
+///   bench all --json figures.json
 ///   bench --seconds 20 --runs 3
 ///   bench throughput --in-flight 64 --in-flight 256
 ///   bench throughput --fan-out 10
@@ -47,7 +54,7 @@ struct Args {
     /// The release binary to measure
     #[arg(long, global = true, default_value = "target/release/webhook-relay")]
     binary: PathBuf,
-    /// Write the figures as JSON to this file as well
+    /// Write the figures as JSON to this file as well: a list with one object for each setting
     #[arg(long, global = true)]
     json: Option<PathBuf>,
 }
@@ -56,6 +63,8 @@ struct Args {
 enum What {
     /// Closed loop at full speed beside plain POSTs, then latency at a low rate (what runs without a subcommand)
     Throughput(throughput::Args),
+    /// Everything but `soak` and `lists`, with medians of three: takes an hour
+    All(all::Args),
     /// How long after their time due retries arrive
     Retries(retries::Args),
     /// What healthy endpoints feel of slow, hanging and refusing ones
@@ -73,16 +82,19 @@ fn main() -> anyhow::Result<()> {
     let binary = args.binary;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let figures = runtime.block_on(async {
-        match args.what.unwrap_or(What::Throughput(args.throughput)) {
+        let one = match args.what.unwrap_or(What::Throughput(args.throughput)) {
+            // Prints each part as soon as it is there.
+            What::All(args) => return all::measure(&args, &binary).await,
             What::Throughput(args) => throughput::measure(&args, &binary).await,
             What::Retries(args) => retries::measure(&args, &binary).await,
             What::Isolation(args) => isolation::measure(&args, &binary).await,
             What::Growth(args) => growth::measure(&args, &binary).await,
             What::Soak(args) => soak::measure(&args, &binary).await,
             What::Lists(args) => lists::measure(&args, &binary).await,
-        }
+        }?;
+        report::print(&one);
+        Ok(vec![one])
     })?;
-    report::print(&figures);
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(&figures)?)
             .with_context(|| format!("writing {}", path.display()))?;

@@ -210,18 +210,6 @@ async fn everything_handed_over_is_finished_before_it_ends() {
     assert_eq!(bench.committer.submit(event(3, 10)).await, Err(CommitError::Stopped));
 }
 
-#[test]
-fn the_pace_is_that_of_the_last_full_window() {
-    let start = Instant::now();
-    let mut pace = Pace::default();
-    pace.observe(10, start);
-    assert_eq!(pace.per_second(start), 0.0);
-    assert_eq!(pace.per_second(start + PACE_WINDOW), 100.0);
-    pace.observe(500, start + PACE_WINDOW);
-    assert_eq!(pace.per_second(start + PACE_WINDOW * 2), 5_000.0);
-    assert_eq!(pace.per_second(start + PACE_WINDOW * 3), 0.0, "quiet again");
-}
-
 #[tokio::test]
 async fn many_that_are_handed_over_together_share_bundles() {
     let mut bench = bench(CommitLimits { queue_events: 700, ..CommitLimits::default() });

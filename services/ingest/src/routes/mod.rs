@@ -14,13 +14,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::Api;
-use crate::config::REQUEST_OVERHEAD_BYTES;
 
 /// All routes of ingest below `/api/v1`, with their part of the OpenAPI document. Can be merged with the routers
-/// of other services.
+/// of other services. Whoever serves them limits bodies to [`crate::Config::body_bytes_max`]: a layer here for that would be
+/// the dearest one of the hot path.
 pub fn router(api: Api) -> OpenApiRouter {
-    let limit = api.payload_bytes_max + REQUEST_OVERHEAD_BYTES;
-    documented().layer(DefaultBodyLimit::max(limit)).with_state(api)
+    documented().with_state(api)
 }
 
 /// The routes without their state: what the OpenAPI document is made of.

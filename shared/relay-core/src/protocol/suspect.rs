@@ -4,8 +4,10 @@ use std::time::Duration;
 
 /// A job older than this, counted from its claim, may have been claimed again.
 pub const AGE_MAX: Duration = Duration::from_secs(5);
-/// For this long after a disruption acked messages may come back looking fresh.
-pub const DISRUPTION: Duration = Duration::from_secs(30);
+/// For this long after a disruption acked messages may come back looking fresh. What was acked before it was claimed
+/// before it: after [`AGE_MAX`] such a job is stale anyway, and the rest is for clocks that differ.
+pub const DISRUPTION: Duration = Duration::from_secs(10);
+const _: () = assert!(DISRUPTION.as_secs() >= 2 * AGE_MAX.as_secs());
 
 /// What a pod knows of a job just before it sends it.
 #[derive(Clone, Copy, Debug)]

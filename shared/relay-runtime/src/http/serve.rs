@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::HeaderValue;
+use axum::response::Response;
 use futures_util::future::OptionFuture;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 use super::front::Front;
 use super::hurried::Hurried;
@@ -56,14 +56,25 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { address, source })
 }
 
+/// What can be served: a router, or something around one.
+pub trait Serve:
+    Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
+
+impl<S> Serve for S where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
+
 /// Serves `router` until `stop` fires; then takes no more connections, lets running requests finish, for
 /// ten seconds at most, and closes the rest.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, router: impl Serve, stop: CancellationToken) {
     serve_behind(Front::default(), listener, router, stop).await;
 }
 
 /// The same behind what an operator put in front of the listener.
-pub async fn serve_behind(front: Front, listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve_behind(front: Front, listener: TcpListener, router: impl Serve, stop: CancellationToken) {
     let watching = front.tls.clone().map(|tls| tokio::spawn(tls.follow(stop.clone())));
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
@@ -108,7 +119,7 @@ pub async fn serve_behind(front: Front, listener: TcpListener, router: Router, s
 }
 
 /// One connection, from its first byte on.
-async fn welcome(stream: TcpStream, peer: SocketAddr, front: Front, router: Router, stop: CancellationToken) {
+async fn welcome(stream: TcpStream, peer: SocketAddr, front: Front, router: impl Serve, stop: CancellationToken) {
     // Small answers go out at once instead of waiting for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
@@ -124,7 +135,7 @@ async fn welcome(stream: TcpStream, peer: SocketAddr, front: Front, router: Rout
 }
 
 /// The requests of one connection, from the first to the last.
-async fn converse<S>(stream: S, peer: IpAddr, proxies: TrustedProxies, router: Router, stop: CancellationToken)
+async fn converse<S>(stream: S, peer: IpAddr, proxies: TrustedProxies, router: impl Serve, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -156,6 +167,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::Router;
     use axum::routing::get;
     use relay_core::forwarded::ProxyHeader;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -44,11 +44,12 @@ fn file(name: &str, config: &Arc<Config<'static>>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{Interface, layers};
     use axum::body::{Body, to_bytes};
     use axum::http::{Request, StatusCode};
     use tower::ServiceExt as _;
 
-    async fn get_text(router: &Router, path: &str) -> (StatusCode, String) {
+    async fn get_text(router: &Interface, path: &str) -> (StatusCode, String) {
         let answer = router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
         let status = answer.status();
         (status, String::from_utf8_lossy(&to_bytes(answer.into_body(), 10_000_000).await.unwrap()).into_owned())
@@ -57,7 +58,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_comes_with_all_that_it_loads() {
         // With the layers of a service: they change paths.
-        let router = crate::http::layers(add(Router::new(), "/openapi.json"), 1000);
+        let router = layers(add(Router::new(), "/openapi.json"), 1000);
         for path in ["/docs", "/docs/"] {
             let (status, page) = get_text(&router, path).await;
             assert_eq!(status, StatusCode::OK, "{path}");
