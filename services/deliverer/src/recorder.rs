@@ -2,7 +2,7 @@
 //! do their jobs count as settled, which is what acks their messages.
 //!
 //! Nobody waits for a record but the room it takes up, so a batch gathers as long as the rate of results makes
-//! worth while; a recorder that little comes to writes at once. Invariants: a batch whose outcome is unknown, or that failed because of the database, is written
+//! worth while; a recorder that little comes to writes at once, and one statement at a time. Invariants: a batch whose outcome is unknown, or that failed because of the database, is written
 //! again *as it is* until it succeeds; nothing is settled before its commit.
 
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use relay_core::delivery::DeliveryResult;
 use relay_core::event::EventType;
-use relay_core::gathering::{Pulse, linger};
+use relay_core::gathering::{LINGER_MAX, Pulse, linger};
 use relay_core::protocol::{FoldedResult, fold_results};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -102,7 +102,7 @@ pub async fn run<W, F, E>(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ended = false;
     loop {
-        let until = oldest + worth_waiting(&mut pulse);
+        let until = oldest + worth_waiting(&mut pulse, statements.is_empty());
         while !waiting.is_empty() && statements.len() < STATEMENTS_MAX {
             if !ended && waiting.len() < BATCH_FULL_ENOUGH && Instant::now() < until {
                 break;
@@ -156,8 +156,12 @@ pub async fn run<W, F, E>(
     }
 }
 
-/// How long a result waits for others. A wait shorter than the timer's grain of 1 ms is none.
-fn worth_waiting(pulse: &mut Pulse) -> Duration {
+/// How long a result waits for others: beside a statement under way as long as any does. A wait shorter than the timer's
+/// grain of 1 ms is none.
+fn worth_waiting(pulse: &mut Pulse, is_idle: bool) -> Duration {
+    if !is_idle {
+        return LINGER_MAX;
+    }
     let wait = linger(pulse.per_second(Instant::now().into_std()));
     if wait < TIMER_GRAIN { Duration::ZERO } else { wait }
 }
