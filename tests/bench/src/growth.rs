@@ -92,7 +92,7 @@ async fn measure_case(args: &Args, case: Case, binary: &Path, figures: &mut Figu
     let ids = system.register(case.endpoints, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
     let to = To::each(ids);
     let target = Target::new(&system, to, 500)?;
-    load::closed(&target, &sink, 16, Duration::from_secs(3)).await?;
+    load::warm_up(&target, &sink).await?;
     let before = cpu::Snapshot::take(system.pids());
     let outcome = load::closed(&target, &sink, args.in_flight, Duration::from_secs(args.seconds)).await?;
     let cpu = cpu::Snapshot::take(system.pids()).since(&before);

@@ -84,6 +84,7 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
     let plain = serde_json::json!({});
     let counted = |counted: bool| move |id: String| Addressee { id, counted };
     let healthy = system.register(args.healthy, |i| format!("{}/ok/{i}", sink.url()), &plain).await?;
+    load::warm_up(&load::Target::new(&system, To::each(healthy.clone()), 500)?, &sink).await?;
     let mut addressees: Vec<_> = healthy.into_iter().map(counted(true)).collect();
     match beside {
         Beside::Nothing => {}

@@ -11,6 +11,9 @@ use crate::system::System;
 /// How long to wait for stragglers where nothing comes any more.
 pub const QUIET: Duration = Duration::from_secs(10);
 
+/// A pod that has just connected checks every job against the table for 10 s; the figures are of those after.
+const WARM_UP: Duration = Duration::from_secs(12);
+
 /// An endpoint that events are sent to by its id.
 #[derive(Clone, Debug)]
 pub struct Addressee {
@@ -218,6 +221,13 @@ pub async fn closed(target: &Target, sink: &Sink, in_flight: usize, time: Durati
     let counted = futures_util::future::join_all(work).await;
     let accept_seconds = started.elapsed().as_secs_f64();
     finish(counted, accept_seconds, started, sink, QUIET).await
+}
+
+/// Lets connections, plans and pods come to their steady state.
+pub async fn warm_up(target: &Target, sink: &Sink) -> anyhow::Result<()> {
+    eprintln!("warming up");
+    closed(target, sink, 16, WARM_UP).await?;
+    Ok(())
 }
 
 /// A fixed rate for `time`; then waits for what is missing until nothing has come for `quiet`.

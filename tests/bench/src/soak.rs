@@ -80,7 +80,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let ids = system.register(10, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
     let to = To::each(ids);
     let target = Target::new(&system, to, 500)?;
-    load::closed(&target, &sink, 16, Duration::from_secs(3)).await?;
+    load::warm_up(&target, &sink).await?;
     let most = load::closed(&target, &sink, 64, Duration::from_secs(10)).await?;
     let rate = (most.delivered_per_second() * args.share) as u64;
     let mut figures = Figures::new(format!("{rate} events a second for {} minutes", args.minutes));

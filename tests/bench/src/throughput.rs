@@ -10,9 +10,6 @@ use crate::sink::Sink;
 use crate::system::{Layout, System};
 use crate::{cpu, load};
 
-/// A pod that has just connected checks every job against the table for 10 s; the figures are of those after.
-const WARM_UP: Duration = Duration::from_secs(12);
-
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
 #[group(skip)]
@@ -62,8 +59,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
         true => Target::by_nats(&system, to, args.payload_bytes).await?,
         false => Target::new(&system, to, args.payload_bytes)?,
     };
-    eprintln!("warming up");
-    load::closed(&target, &sink, 16, WARM_UP).await?;
+    load::warm_up(&target, &sink).await?;
     for run in 1..=args.runs {
         eprintln!("run {run} of {}: plain POSTs to the sink", args.runs);
         let baseline = load::baseline(&sink, args.payload_bytes, 64, Duration::from_secs(args.seconds.min(8))).await?;
