@@ -26,6 +26,7 @@ mod letters_in_bulk;
 mod libraries;
 mod migrations;
 mod outages;
+mod overload;
 mod recover;
 mod restarts;
 mod retention;

@@ -4,9 +4,7 @@
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use relay_core::event::payload_digest;
@@ -26,7 +24,7 @@ use crate::admit::{self, Draft};
 use crate::api::Api;
 use crate::batch::{self, BODY_BYTES_MAX};
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 
 /// Body of `POST /events/batch`, for the documentation: the request itself is read by [`batch::drafts`].
 #[derive(ToSchema)]
@@ -95,7 +93,7 @@ pub async fn batch(
     caller: Caller,
     head: Head,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Response, Refusal> {
     let body = body::json(said, sent, BODY_BYTES_MAX)?;
     if head.key.is_some() {
