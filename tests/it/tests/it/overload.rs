@@ -1,10 +1,12 @@
 //! More than fits: memory stays bounded, what is refused is told when to come again, others go on, and all recovers.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use it::World;
 use it::api::{Answer, Api, PATIENCE};
+use it::sink::Received;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -120,5 +122,86 @@ async fn unfinished_bodies_take_bounded_memory_and_nothing_from_others() -> anyh
     }
     let log = w.up.output();
     assert!(!log.contains("panicked"), "{log}");
+    Ok(())
+}
+
+/// What one sender of a flood saw.
+#[derive(Default)]
+struct Flooded {
+    /// Events for the receiver that were accepted.
+    accepted: Vec<String>,
+    /// Events that were refused.
+    refused: usize,
+}
+
+/// Batches of 500 events, of which ten go to a receiver, one after the other. What is refused must say when to come again.
+async fn flood(api: Api, batches: usize) -> anyhow::Result<Flooded> {
+    let mut seen = Flooded::default();
+    let is_wanted = |i: usize| i.is_multiple_of(50);
+    let event_type = |i| if is_wanted(i) { "wanted.event" } else { "other.event" };
+    let event = |i: usize| json!({"event_type": event_type(i), "payload": "x".repeat(200)});
+    let body = json!({"events": (0..500).map(event).collect::<Vec<_>>()});
+    for _ in 0..batches {
+        let answer = api.post("/events/batch", &body).await?;
+        assert!([202, 429, 503].contains(&answer.status), "{}", answer.body);
+        if answer.status != 202 {
+            assert!(answer.headers.contains_key("retry-after"), "{}: {}", answer.status, answer.body["detail"]);
+            let type_ = answer.body["type"].as_str().unwrap_or_default();
+            assert!(type_.ends_with(":overloaded") || type_.ends_with(":too-many-requests"), "{type_}");
+        }
+        let Some(results) = answer.body["results"].as_array() else {
+            seen.refused += 500;
+            continue;
+        };
+        for (i, result) in results.iter().enumerate() {
+            match result["status"].as_u64() {
+                Some(202) if is_wanted(i) => seen.accepted.push(result["id"].as_str().unwrap().to_owned()),
+                Some(202) => {}
+                Some(503) => {
+                    assert!(answer.headers.contains_key("retry-after"), "a part was refused: {result}");
+                    seen.refused += 1;
+                }
+                other => panic!("{other:?}: {result}"),
+            }
+        }
+    }
+    Ok(seen)
+}
+
+/// Far more than it can take: a part is refused, memory of each process stays bounded, and what was accepted arrives, once.
+#[tokio::test]
+async fn a_flood_is_refused_in_part_and_what_was_accepted_arrives() -> anyhow::Result<()> {
+    const SENDERS: usize = 80;
+    const BATCHES: usize = 3;
+    let mut w = World::servers().await?;
+    let mut processes = Vec::new();
+    for name in ["dispatcher", "deliverer", "ingest"] {
+        let (process, address) = w.service(name, name).await?;
+        processes.push((name, process));
+        w.use_api(&address);
+    }
+    w.api.endpoint(&w.sink.url("/wanted"), json!({"event_types_filter": ["wanted.event"]})).await?;
+    let senders: Vec<_> = (0..SENDERS).map(|_| tokio::spawn(flood(w.api.clone(), BATCHES))).collect();
+    let mut accepted = HashSet::new();
+    let mut refused = 0;
+    for sender in senders {
+        let seen = sender.await??;
+        refused += seen.refused;
+        accepted.extend(seen.accepted);
+    }
+    assert!(!accepted.is_empty() && refused > 0, "{} accepted, {refused} refused", accepted.len());
+    let arrived = |all: &[Received]| all.iter().map(|r| r.header("webhook-id").to_owned()).collect::<HashSet<_>>();
+    let all_there = w.sink.wait_until(|all| all.len() >= accepted.len() && accepted.is_subset(&arrived(all))).await;
+    assert!(all_there.is_ok(), "{} of {} arrived", w.sink.count(), accepted.len());
+    let all = w.sink.received("/wanted");
+    assert_eq!(arrived(&all).len(), all.len(), "something came twice");
+    for (name, process) in &processes {
+        let peak = process.resident_peak_bytes()?;
+        assert!(peak < 300 * MIB, "{name}: {} MiB", peak / MIB);
+        assert!(!process.output().contains("panicked"), "{name}: {}", process.output());
+    }
+    // And it goes on.
+    let event = small(&w.api).await?.expect(202).text("id");
+    w.api.wait_status(&event, "unmatched").await?;
     Ok(())
 }
