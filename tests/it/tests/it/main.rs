@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds something else than it asks for fails")]
 
 mod access;
+mod burst;
 mod circuit;
 mod contract;
 #[cfg(debug_assertions)]
