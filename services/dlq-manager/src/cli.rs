@@ -4,7 +4,7 @@ use relay_links::{Access, Addresses, Links};
 use relay_runtime::auth::{self, OperatorKey};
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, health_port};
 use relay_runtime::health::Health;
-use relay_runtime::http::{FrontFlags, Later};
+use relay_runtime::http::{Bodies, FrontFlags, Later};
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, openapi, pod};
 use utoipa_axum::router::OpenApiRouter;
@@ -13,6 +13,8 @@ use crate::{Config, DlqManager};
 
 /// Bodies of these routes are a few filters.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// All of them together, in bytes.
+const BODIES_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Lists, replays and discards dead letters, and keeps the ledger in order. Runs in any number.
 ///
@@ -71,7 +73,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let manager = DlqManager::start(cli.config, links.clone(), pod).await?;
     let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");
     let (routes, mut document) = OpenApiRouter::with_openapi(base).merge(manager.router()).split_for_parts();
-    let routes = auth::protect(routes, &mut document, guard);
+    let bodies = Bodies::new(BODIES_BYTES_MAX);
+    let routes = auth::protect(bodies.around(routes), &mut document, guard);
     let router = http::layers(openapi::show(routes, &document), BODY_BYTES_MAX);
 
     // In the order in which they end, behind the interface.

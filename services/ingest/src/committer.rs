@@ -4,12 +4,15 @@
 //! Called by the event routes through [`Committer::submit`]; the publishing itself comes in as a closure, so the
 //! tests need no server. Invariants: a request is answered with success only after the acknowledgement of the
 //! bundle its event is in; whatever a bundle's outcome, each of its requests is answered; a cancelled request
-//! changes nothing for the others; memory is bounded by [`CommitLimits`].
+//! changes nothing for the others; memory is bounded by [`CommitLimits`]. What would wait too long is refused at once
+//! (`outlook`).
+
+mod outlook;
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::outlook::Outlook;
+
 /// Pause between two tries of the same bundle.
 const REPUBLISH_PAUSE: Duration = Duration::from_millis(50);
 
@@ -33,6 +38,8 @@ pub struct CommitLimits {
     pub queue_events: usize,
     /// Payload bytes of waiting events at most.
     pub queue_bytes: usize,
+    /// How long an event may wait as far as it can be told when it comes; one that would wait longer is refused.
+    pub wait_max: Duration,
     /// Publishes in flight at most.
     pub in_flight: usize,
     /// How long a group gathers when events come fast.
@@ -48,6 +55,7 @@ impl Default for CommitLimits {
         Self {
             queue_events: 20_000,
             queue_bytes: 64 * 1024 * 1024,
+            wait_max: Duration::from_millis(100),
             in_flight: 2,
             linger: Duration::from_millis(1),
             linger_from_rate: 1_000.0,
@@ -70,7 +78,7 @@ pub enum PublishFailure {
 /// Why an event was not accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CommitError {
-    /// Too many events or bytes wait already.
+    /// Too many events or bytes wait already, or too long.
     #[error("too many events are waiting")]
     Overloaded,
     /// The accept log has no room.
@@ -112,6 +120,19 @@ pub struct Committer {
     queue: mpsc::Sender<Waiting>,
     used_bytes: Arc<AtomicUsize>,
     bytes_max: usize,
+    outlook: SharedOutlook,
+    wait_max: Duration,
+}
+
+/// The outlook, written by the loop and read by requests.
+#[derive(Clone)]
+struct SharedOutlook(Arc<Mutex<Outlook>>);
+
+impl SharedOutlook {
+    fn lock(&self) -> MutexGuard<'_, Outlook> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the committer measures.
@@ -139,6 +160,7 @@ pub struct CommitLoop<P> {
     publish: P,
     limits: CommitLimits,
     metrics: CommitMetrics,
+    outlook: SharedOutlook,
 }
 
 /// A committer that publishes with `publish`, and the loop that does it.
@@ -148,8 +170,15 @@ where
     F: Future<Output = Result<(), PublishFailure>>,
 {
     let (sender, queue) = mpsc::channel(limits.queue_events);
-    let committer = Committer { queue: sender, used_bytes: Arc::default(), bytes_max: limits.queue_bytes };
-    (committer, CommitLoop { queue, publish, limits, metrics })
+    let outlook = SharedOutlook(Arc::new(Mutex::new(Outlook::new(Instant::now()))));
+    let committer = Committer {
+        queue: sender,
+        used_bytes: Arc::default(),
+        bytes_max: limits.queue_bytes,
+        outlook: outlook.clone(),
+        wait_max: limits.wait_max,
+    };
+    (committer, CommitLoop { queue, publish, limits, metrics, outlook })
 }
 
 impl Committer {
@@ -173,6 +202,11 @@ impl Committer {
     }
 
     fn enqueue(&self, event: Event) -> Result<oneshot::Receiver<Result<(), CommitError>>, CommitError> {
+        let waiting = self.queue.max_capacity() - self.queue.capacity();
+        // Few never wait long, and spare the look.
+        if waiting >= outlook::ALWAYS && self.outlook.lock().wait(waiting, Instant::now()) > self.wait_max {
+            return Err(CommitError::Overloaded);
+        }
         let bytes = event.payload.len();
         let before = self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
         let room = Room { bytes, used: Arc::clone(&self.used_bytes) };
@@ -236,7 +270,16 @@ where
             if !group.requests.is_empty() {
                 pulse.observe(group.requests.len(), Instant::now().into_std());
                 self.metrics.bundle_events.record(count(group.requests.len()));
-                flights.push(fly(self.publish.clone(), group, self.metrics.publish_seconds.clone()));
+                let more = !left_over.is_empty() || !self.queue.is_empty();
+                self.outlook.lock().began(group.requests.len(), Instant::now());
+                let metrics = &self.metrics;
+                flights.push(fly(
+                    self.publish.clone(),
+                    group,
+                    metrics.publish_seconds.clone(),
+                    self.outlook.clone(),
+                    more,
+                ));
             }
         }
         while flights.next().await.is_some() {}
@@ -274,8 +317,8 @@ struct Group {
     deadline: Instant,
 }
 
-/// Publishes one bundle until its outcome is known or the deadline is over, then answers its requests.
-async fn fly<P, F>(publish: P, group: Group, seconds: Histogram)
+/// Publishes one bundle until its outcome is known or the deadline is over, then answers its requests. `more`: others wait.
+async fn fly<P, F>(publish: P, group: Group, seconds: Histogram, outlook: SharedOutlook, more: bool)
 where
     P: Fn(Bytes) -> F,
     F: Future<Output = Result<(), PublishFailure>>,
@@ -294,6 +337,7 @@ where
         }
     };
     seconds.record(started.elapsed().as_secs_f64());
+    outlook.lock().ended(group.requests.len(), more, Instant::now());
     for (done, room) in group.requests {
         drop(room);
         answer(done, outcome);

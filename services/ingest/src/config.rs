@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use relay_core::body_room::BodyRoom;
 use relay_core::event::PAYLOAD_BYTES_MAX;
+use relay_runtime::http::BODIES_BYTES_MAX;
+
+use crate::batch;
 
 /// The largest limit on payloads that can be set: the accept log stores messages of at most 2 MiB, frame included.
 pub const PAYLOAD_BYTES_CEILING: usize = 2 * 1024 * 1024 - 8 * 1024;
@@ -21,6 +25,10 @@ pub struct Config {
     /// Largest payload of an event, in bytes
     #[arg(long, env = "RELAY_PAYLOAD_BYTES_MAX", default_value_t = PAYLOAD_BYTES_MAX, value_parser = payload_limit)]
     pub payload_bytes_max: usize,
+    /// Bytes of all request bodies in memory at most; without room a request is refused with 503, or 429 where its
+    /// tenant's other requests took it
+    #[arg(long, env = "RELAY_BODIES_BYTES_MAX", default_value_t = BODIES_BYTES_MAX, value_parser = bodies_limit)]
+    pub bodies_bytes_max: usize,
     /// Network that endpoints may be in though it is private, in CIDR notation; can be repeated
     #[arg(long = "allow-network", env = "RELAY_ALLOW_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
     pub allow_networks: Vec<IpNet>,
@@ -35,6 +43,15 @@ impl Config {
     pub fn body_bytes_max(&self) -> usize {
         self.payload_bytes_max + REQUEST_OVERHEAD_BYTES
     }
+}
+
+/// The smallest room that has place for a batch.
+const BODIES_BYTES_FLOOR: usize = 32 * 1024 * 1024;
+const _: () = assert!(BodyRoom::body_max(BODIES_BYTES_FLOOR) >= batch::BODY_BYTES_MAX);
+
+fn bodies_limit(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|e| format!("{e}"))?;
+    if bytes >= BODIES_BYTES_FLOOR { Ok(bytes) } else { Err(format!("must be at least {BODIES_BYTES_FLOOR}")) }
 }
 
 fn payload_limit(text: &str) -> Result<usize, String> {

@@ -2,6 +2,7 @@
 
 use axum::Router;
 use relay_runtime::auth::{self, Guard};
+use relay_runtime::http::Bodies;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -27,10 +28,11 @@ pub fn base<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
     OpenApiRouter::with_openapi(Frame::openapi())
 }
 
-/// The plain router behind `guard`, with the whole document at `/openapi.json`, which needs no key.
-pub fn with_document(router: OpenApiRouter, guard: Guard) -> Router {
+/// The plain router behind `guard`, whose requests share `bodies`, with the whole document at `/openapi.json`, which needs
+/// no key.
+pub fn with_document(router: OpenApiRouter, guard: Guard, bodies: &Bodies) -> Router {
     let (routes, mut document) = router.split_for_parts();
-    let routes = auth::protect(routes, &mut document, guard);
+    let routes = auth::protect(bodies.around(routes), &mut document, guard);
     relay_runtime::openapi::show(routes, &document)
 }
 

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
+use relay_core::body_room::NoRoom;
 use relay_core::problem::{FieldError, Problem, ProblemType};
+use relay_runtime::http::NotRead;
 use relay_runtime::problem::ProblemResponse;
 use relay_store::{ErrorKind, StoreError};
 
@@ -28,6 +30,8 @@ pub enum Refusal {
         /// The limit.
         limit: usize,
     },
+    /// The body was not read, for want of room.
+    NotRead(NotRead),
     /// Fields are wrong.
     Invalid(Vec<FieldError>),
     /// No such endpoint.
@@ -74,7 +78,11 @@ impl Refusal {
 
     /// Whether the request itself is at fault.
     pub fn is_the_clients(&self) -> bool {
-        !matches!(self, Self::Overloaded(..) | Self::Unavailable(_) | Self::Internal(_))
+        match self {
+            Self::NotRead(why) => *why == NotRead::NoRoom(NoRoom::Own),
+            Self::Overloaded(..) | Self::Unavailable(_) | Self::Internal(_) => false,
+            _ => true,
+        }
     }
 }
 
@@ -85,6 +93,7 @@ impl From<Refusal> for Problem {
             Refusal::Malformed(why) => Self::new(P::BadJson, why),
             Refusal::NotJsonType => Self::new(P::UnsupportedMediaType, "The Content-Type must be application/json"),
             Refusal::TooLarge { limit } => Self::new(P::PayloadTooLarge, format!("At most {limit} bytes are allowed")),
+            Refusal::NotRead(why) => why.into(),
             Refusal::Invalid(errors) => Self::fields(errors),
             Refusal::UnknownEndpoint => Self::new(P::EndpointNotFound, "Endpoint not found"),
             Refusal::UnknownEvent => Self::new(P::EventNotFound, "Event not found"),

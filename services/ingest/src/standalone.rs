@@ -4,7 +4,7 @@ use relay_links::{Access, Addresses, Links};
 use relay_runtime::auth::OperatorKey;
 use relay_runtime::flags::{DatabaseFlags, HealthFlags, LogFlags, NatsFlags, RedisFlags, SecretsFlags, health_port};
 use relay_runtime::health::Health;
-use relay_runtime::http::{FrontFlags, Later};
+use relay_runtime::http::{Bodies, FrontFlags, Later};
 use relay_runtime::shutdown::Shutdown;
 use relay_runtime::{http, metrics, pod};
 
@@ -69,10 +69,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     links.check_durability().await;
 
     let (listen, body_bytes_max) = (cli.config.listen, cli.config.body_bytes_max());
+    let bodies = Bodies::new(cli.config.bodies_bytes_max);
     let ingest = Ingest::start(cli.config, links.clone()).await?;
     // After the start, which may have read keys from the state file.
     let guard = links.guard(listen, key)?;
-    let router = http::layers(with_document(base().merge(ingest.router()), guard), body_bytes_max);
+    let router = http::layers(with_document(base().merge(ingest.router()), guard, &bodies), body_bytes_max);
 
     // Not the database: events are accepted while it is away.
     let bus = links.bus.clone();

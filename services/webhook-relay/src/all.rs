@@ -9,7 +9,7 @@ use dlq_manager::DlqManager;
 use ingest::Ingest;
 use relay_links::Links;
 use relay_runtime::auth::Guard;
-use relay_runtime::http::{self, Front};
+use relay_runtime::http::{self, Bodies, Front};
 use relay_runtime::shutdown::Shutdown;
 
 /// Settings of the services.
@@ -35,7 +35,7 @@ pub struct Settings {
 pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shutdown) -> anyhow::Result<SocketAddr> {
     let Settings { ingest, dispatcher, deliverer, egress, dlq_manager, guard, front } = settings;
     let listen = ingest.listen;
-    let body_max = ingest.body_bytes_max();
+    let (body_max, bodies_max) = (ingest.body_bytes_max(), ingest.bodies_bytes_max);
     let listener = http::bind(listen).await?;
     let address = listener.local_addr()?;
     let metrics = relay_runtime::metrics::install()?;
@@ -46,7 +46,7 @@ pub async fn start(settings: Settings, links: &Links, pod: &str, shutdown: &Shut
     let dlq_manager = DlqManager::start(dlq_manager, links.clone(), pod.to_owned()).await?;
     let ingest = Ingest::start(ingest, links.clone()).await?;
     let routes = ingest::base().merge(ingest.router()).merge(dlq_manager.router());
-    let router = ingest::with_document(routes, guard);
+    let router = ingest::with_document(routes, guard, &Bodies::new(bodies_max));
     // Probes need no key.
     let health = links.health(metrics.clone(), shutdown.soft());
     let router = http::layers(router.merge(health.router()), body_max);

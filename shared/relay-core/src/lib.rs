@@ -4,13 +4,14 @@
 //! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`], [`lanes`] and [`rate`] (queued), [`gathering`] (batched), [`signature`] and
 //! [`address`] (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`]
-//! (recorded). [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`problem`], [`page`], [`bulk`], [`histogram`] and
-//! [`series`] serve the REST interface;
+//! (recorded). [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`body_room`], [`problem`], [`page`], [`bulk`],
+//! [`histogram`] and [`series`] serve the REST interface;
 //! [`audit`] judges what a running system holds.
 
 pub mod address;
 pub mod answer;
 pub mod audit;
+pub mod body_room;
 pub mod breaker;
 pub mod bulk;
 pub mod bundle;

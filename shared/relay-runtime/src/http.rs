@@ -1,6 +1,7 @@
-//! The habits of our HTTP interfaces, around any router: [`layers`] makes them, [`serve`] runs them on a listener,
-//! [`serve_behind`] on one with TLS.
+//! The habits of our HTTP interfaces, around any router: [`layers`] makes them, [`Bodies`] bounds what requests hold,
+//! [`serve`] runs them on a listener, [`serve_behind`] on one with TLS.
 
+mod bodies;
 mod front;
 mod hurried;
 mod later;
@@ -18,6 +19,7 @@ use tower::Layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
 
+pub use self::bodies::{BODIES_BYTES_MAX, Bodies, Held, NotRead};
 pub use self::front::{Front, FrontError, FrontFlags};
 pub use self::later::Later;
 pub use self::observe::RequestId;

@@ -89,6 +89,26 @@ pub fn open_files(roots: &[u32]) -> usize {
     ours.filter_map(|p| Some(std::fs::read_dir(format!("/proc/{}/fd", p.pid)).ok()?.count())).sum()
 }
 
+/// The most memory that each of our processes at and below `roots` had resident so far, in bytes (`VmHWM`), by role; those
+/// of one role are numbered.
+pub fn peaks(roots: &[u32]) -> BTreeMap<String, u64> {
+    let all = processes();
+    let members = family(&all, roots.to_vec());
+    let mut peaks = BTreeMap::new();
+    for process in all.iter().filter(|p| members.contains(&p.pid)) {
+        let (role, status) = (role(process), std::fs::read_to_string(format!("/proc/{}/status", process.pid)));
+        let kib = status
+            .unwrap_or_default()
+            .lines()
+            .find_map(|l| l.strip_prefix("VmHWM:").and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()));
+        let Some(kib) = kib.filter(|_| role.starts_with(OURS)) else { continue };
+        let names = std::iter::once(role.clone()).chain((2..).map(|n| format!("{role} {n}")));
+        let name = names.into_iter().find(|name| !peaks.contains_key(name)).unwrap_or(role);
+        peaks.insert(name, kib * 1024);
+    }
+    peaks
+}
+
 impl Snapshot {
     /// Everything at and below `roots` by role, and this process as `harness`.
     pub fn take(roots: Vec<u32>) -> Self {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sink::Sink;
-use crate::system::System;
+use crate::system::{System, TENANT_HEADER};
 
 /// How long to wait for stragglers where nothing comes any more.
 pub const QUIET: Duration = Duration::from_secs(10);
@@ -89,13 +89,28 @@ impl Outcome {
 }
 
 fn client() -> anyhow::Result<reqwest::Client> {
-    Ok(reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1024).tcp_nodelay(true).build()?)
+    client_in(None)
+}
+
+/// A client that acts in a tenant.
+fn client_in(tenant: Option<&str>) -> anyhow::Result<reqwest::Client> {
+    let mut headers = reqwest::header::HeaderMap::new();
+    if let Some(tenant) = tenant {
+        headers.insert(reqwest::header::HeaderName::try_from(TENANT_HEADER)?, tenant.parse()?);
+    }
+    let client = reqwest::Client::builder().no_proxy().default_headers(headers);
+    Ok(client.pool_max_idle_per_host(1024).tcp_nodelay(true).build()?)
 }
 
 impl Target {
     /// Events of `payload_bytes`.
     pub fn new(system: &System, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
-        let way = Way::Rest { client: client()?, url: format!("{}/api/v1/events", system.url()) };
+        Self::new_in(system, None, to, payload_bytes)
+    }
+
+    /// The same of a tenant; `None`: the default one.
+    pub fn new_in(system: &System, tenant: Option<&str>, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
+        let way = Way::Rest { client: client_in(tenant)?, url: format!("{}/api/v1/events", system.url()) };
         Ok(Self::by(way, to, payload_bytes))
     }
 
@@ -130,12 +145,31 @@ impl Target {
         format!("{{\"seq\":{seq},\"at\":{at_us},\"filler\":\"{}\"}}", self.filler)
     }
 
+    /// The body of the request of event number `seq`.
+    fn body(&self, seq: u64, at_us: u64) -> String {
+        let endpoint = self.addressee(seq).map_or(String::new(), |e| format!("\"endpoint_id\":\"{}\",", e.id));
+        let payload = self.payload(seq, at_us);
+        format!("{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{payload}}}")
+    }
+
+    /// The number of the next event and the bytes of its request, for those who send without a client.
+    pub fn request(&self, at_us: u64) -> (u64, Vec<u8>) {
+        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+        let body = self.body(seq, at_us);
+        let head = "POST /api/v1/events HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nContent-Length: ";
+        (seq, format!("{head}{}\r\n\r\n{body}", body.len()).into_bytes())
+    }
+
+    /// Sends the next event at this time of the sink's clock; its number, and whether it was accepted.
+    pub async fn send_next(&self, at_us: u64) -> (u64, bool) {
+        let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
+        (seq, self.send(seq, at_us).await)
+    }
+
     async fn send(&self, seq: u64, at_us: u64) -> bool {
-        let (endpoint, payload) = (self.addressee(seq), self.payload(seq, at_us));
         match &self.way {
             Way::Rest { client, url } => {
-                let endpoint = endpoint.map_or(String::new(), |e| format!("\"endpoint_id\":\"{}\",", e.id));
-                let body = format!("{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{payload}}}");
+                let body = self.body(seq, at_us);
                 match client.post(url).header("content-type", "application/json").body(body).send().await {
                     Ok(answer) => {
                         let accepted = answer.status().as_u16() == 202;
@@ -146,6 +180,7 @@ impl Target {
                 }
             }
             Way::Nats(nats) => {
+                let (endpoint, payload) = (self.addressee(seq), self.payload(seq, at_us));
                 let mut headers = async_nats::HeaderMap::new();
                 if let Some(endpoint) = endpoint {
                     headers.insert("Relay-Endpoint-Id", endpoint.id.as_str());
@@ -292,7 +327,7 @@ async fn finish(
     outcome.lost = outcome.expected.saturating_sub(outcome.delivered);
     outcome.duplicates = arrivals.seen.values().map(|n| u64::from(*n) - 1).sum();
     outcome.deliver_seconds = arrivals.last.map_or(0.0, |at| at.duration_since(started).as_secs_f64());
-    outcome.e2e_us = arrivals.latencies_us;
+    outcome.e2e_us = arrivals.latencies.iter().map(|l| l.us).collect();
     outcome.e2e_us.sort_unstable();
     outcome.lateness_us = arrivals.lateness_us;
     outcome.lateness_us.sort_unstable();

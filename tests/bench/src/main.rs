@@ -4,11 +4,14 @@
 //! machine. No figure here is a test: they are ratios and numbers for people. `throughput` (the default) is the
 //! closed loop beside plain POSTs to the same sink, and the latency at a low rate; `retries` is how punctually due
 //! retries start; `isolation` is what healthy endpoints feel of broken ones; `growth` is whether an event costs the same
-//! however much there is already; `soak` is whether all stays as it is; `lists` is how long lists take on a large ledger;
-//! `all` is everything but the last two.
+//! however much there is already; `soak` is whether all stays as it is; `lists` is how long lists take on a large ledger; `flood` is
+//! what a system does that is offered several times what it can take; `burst` is how a million retries drain that are due at
+//! once; `all` is most of them in one run.
 
 mod all;
+mod burst;
 mod cpu;
+mod flood;
 mod growth;
 mod isolation;
 mod ledger;
@@ -44,6 +47,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///   bench growth --events 0 --events 1000000
 ///   bench soak --minutes 20
 ///   bench lists --events 1000000
+///   bench flood --times 5 --seconds 60
+///   bench burst --count 1000000 --endpoints 1000
 #[derive(Parser, Debug)]
 #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 struct Args {
@@ -75,6 +80,10 @@ enum What {
     Soak(soak::Args),
     /// How long lists take on a large ledger (needs psql)
     Lists(lists::Args),
+    /// Memory, refusals, latency and losses at several times the capacity
+    Flood(flood::Args),
+    /// How a backlog that is due at once drains, and what new events feel of it (needs psql)
+    Burst(burst::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -91,6 +100,8 @@ fn main() -> anyhow::Result<()> {
             What::Growth(args) => growth::measure(&args, &binary).await,
             What::Soak(args) => soak::measure(&args, &binary).await,
             What::Lists(args) => lists::measure(&args, &binary).await,
+            What::Flood(args) => flood::measure(&args, &binary).await,
+            What::Burst(args) => burst::measure(&args, &binary).await,
         }?;
         report::print(&one);
         Ok(vec![one])

@@ -15,6 +15,15 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+/// How long an event took to its receiver.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// The number in the receiver's path.
+    pub number: u64,
+    /// From the time in the payload to arrival, in microseconds.
+    pub us: u64,
+}
+
 /// What arrived since the last [`Sink::reset`].
 #[derive(Default)]
 pub struct Arrivals {
@@ -24,8 +33,8 @@ pub struct Arrivals {
     refused: HashMap<u64, Instant>,
     /// From the time a repetition was due to its arrival, in microseconds.
     pub lateness_us: Vec<u64>,
-    /// From the timestamp in the payload to arrival, in microseconds, first receipts only.
-    pub latencies_us: Vec<u64>,
+    /// How long first receipts took, but of events that carry no time.
+    pub latencies: Vec<Latency>,
     /// The last first receipt.
     pub last: Option<Instant>,
 }
@@ -81,6 +90,21 @@ impl Sink {
     pub fn reset(&self) {
         *self.shared.arrivals.lock().expect("not poisoned") = Arrivals::default();
         self.shared.count.store(0, Ordering::Relaxed);
+    }
+
+    /// How many of the sequence numbers from `from` on came so far, by the number in the path.
+    pub fn progress(&self, from: u64) -> HashMap<u64, u64> {
+        let arrivals = self.shared.arrivals.lock().expect("not poisoned");
+        let mut came = HashMap::new();
+        for (_, number) in arrivals.seen.keys().filter(|(seq, _)| *seq >= from) {
+            *came.entry(*number).or_insert(0) += 1;
+        }
+        came
+    }
+
+    /// Distinct receipts so far.
+    pub fn count(&self) -> u64 {
+        self.shared.count.load(Ordering::Relaxed)
     }
 
     /// Waits until `n` distinct receipts are there, or nothing new has come for `quiet`; returns what came.
@@ -161,7 +185,9 @@ impl Arrivals {
         if *times > 1 {
             return (StatusCode::OK, false);
         }
-        self.latencies_us.push(micros(now.duration_since(started)).saturating_sub(sent_us));
+        if sent_us > 0 {
+            self.latencies.push(Latency { number, us: micros(now.duration_since(started)).saturating_sub(sent_us) });
+        }
         self.last = Some(now);
         (StatusCode::OK, true)
     }

@@ -13,6 +13,9 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// How long an end may take.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
+/// The header by which an operator acts in a tenant.
+pub const TENANT_HEADER: &str = "X-Relay-Tenant";
+
 /// How its services run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -168,27 +171,53 @@ impl System {
         url: impl Fn(usize) -> String,
         settings: &serde_json::Value,
     ) -> anyhow::Result<Vec<String>> {
+        self.register_in(None, n, url, settings).await
+    }
+
+    /// The same in a tenant; `None`: the default one.
+    pub async fn register_in(
+        &self,
+        tenant: Option<&str>,
+        n: usize,
+        url: impl Fn(usize) -> String,
+        settings: &serde_json::Value,
+    ) -> anyhow::Result<Vec<String>> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let mut ids = Vec::new();
         for i in 0..n {
             let mut body = settings.clone();
             body["name"] = format!("bench {i}").into();
             body["url"] = url(i).into();
-            let answer = client
-                .post(format!("{}/api/v1/endpoints", self.url()))
-                .header("content-type", "application/json")
-                .body(body.to_string())
-                .send()
-                .await?;
-            let status = answer.status();
-            let text = answer.text().await?;
-            if status.as_u16() != 201 {
-                bail!("registering an endpoint: {status} {text}");
-            }
-            let created: serde_json::Value = serde_json::from_str(&text)?;
+            let created = self.create(&client, "endpoints", tenant, &body).await?;
             ids.push(created["id"].as_str().context("the answer has no id")?.to_owned());
         }
         Ok(ids)
+    }
+
+    /// Makes a tenant.
+    pub async fn create_tenant(&self, name: &str) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        self.create(&client, "tenants", None, &serde_json::json!({"id": name})).await.map(|_| ())
+    }
+
+    async fn create(
+        &self,
+        client: &reqwest::Client,
+        what: &str,
+        tenant: Option<&str>,
+        body: &serde_json::Value,
+    ) -> anyhow::Result<serde_json::Value> {
+        let mut request = client.post(format!("{}/api/v1/{what}", self.url()));
+        if let Some(tenant) = tenant {
+            request = request.header(TENANT_HEADER, tenant);
+        }
+        let answer = request.header("content-type", "application/json").body(body.to_string()).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        if status.as_u16() != 201 {
+            bail!("making one of {what}: {status} {text}");
+        }
+        Ok(serde_json::from_str(&text)?)
     }
 }
 

@@ -140,6 +140,15 @@ impl Process {
         self.child.id()
     }
 
+    /// The most memory that it had resident so far, in bytes (`VmHWM`).
+    pub fn resident_peak_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+        let kib: u64 = kib.with_context(|| format!("{} shows no VmHWM", self.name))?;
+        Ok(kib * 1024)
+    }
+
     /// Everything it has printed.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

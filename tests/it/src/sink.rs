@@ -145,6 +145,11 @@ impl Sink {
         self.lock().received.iter().filter(|r| r.path == path).cloned().collect()
     }
 
+    /// Everything that came so far, in its order.
+    pub fn all(&self) -> Vec<Received> {
+        self.lock().received.clone()
+    }
+
     /// What came on all paths so far.
     pub fn count(&self) -> usize {
         self.lock().received.len()

@@ -226,3 +226,26 @@ async fn many_that_are_handed_over_together_share_bundles() {
     assert!(outcomes[500..700].iter().all(Result::is_ok));
     assert!(outcomes[700..].iter().all(|o| *o == Err(CommitError::Overloaded)), "the queue is bounded");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_would_wait_too_long_is_refused_at_once() {
+    let limits = CommitLimits { in_flight: 1, ..CommitLimits::default() };
+    let mut bench = bench(limits);
+    let head = bench.submit(event(0, 10)).await;
+    let (_, first) = bench.call().await;
+    let committer = bench.committer.clone();
+    let all = tokio::spawn(async move { committer.submit_all((1..=500).map(|n| event(n, 10)).collect()).await });
+    tokio::task::yield_now().await;
+    tokio::time::advance(limits.wait_max * 2).await;
+    assert_eq!(bench.committer.submit(event(501, 10)).await, Err(CommitError::Overloaded), "the server is stuck");
+    first.send(Ok(())).unwrap();
+    assert_eq!(head.await.unwrap(), Ok(()));
+    let (ids, second) = bench.call().await;
+    assert_eq!(ids, (1..=500).collect::<Vec<_>>(), "a bundle may wait, whatever it takes");
+    let late = bench.submit(event(502, 10)).await;
+    second.send(Ok(())).unwrap();
+    assert!(all.await.unwrap().iter().all(Result::is_ok));
+    let (_, third) = bench.call().await;
+    third.send(Ok(())).unwrap();
+    assert_eq!(late.await.unwrap(), Ok(()));
+}

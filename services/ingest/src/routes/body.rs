@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 
 use axum::body::Bytes;
-use axum::extract::FromRequestParts;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 
 use relay_runtime::extract::is_json;
+use relay_runtime::http::{Held, NotRead};
 
 use crate::refusal::Refusal;
 
@@ -26,8 +27,25 @@ impl<S: Sync> FromRequestParts<S> for SaysJson {
     }
 }
 
+/// The body of a request, or why it could not be read. It holds its room as long as any slice of it is there: an event may
+/// wait in the committer when its client has gone.
+pub struct Sent(pub Result<Bytes, BytesRejection>);
+
+impl<S: Send + Sync> FromRequest<S> for Sent {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
+        let held = request.extensions().get::<Held>().cloned();
+        let read = Bytes::from_request(request, state).await;
+        Ok(Self(match held {
+            Some(held) => read.map(|body| held.keep(body)),
+            None => read,
+        }))
+    }
+}
+
 /// The body of a request that must say that it is JSON. `limit` is what the refusal names, in bytes.
-pub fn json(said: SaysJson, sent: Result<Bytes, BytesRejection>, limit: usize) -> Result<Bytes, Refusal> {
+pub fn json(said: SaysJson, sent: Sent, limit: usize) -> Result<Bytes, Refusal> {
     if !said.0 {
         return Err(Refusal::NotJsonType);
     }
@@ -35,9 +53,10 @@ pub fn json(said: SaysJson, sent: Result<Bytes, BytesRejection>, limit: usize) -
 }
 
 /// The body of a request, of whatever type. `limit` is what the refusal names, in bytes.
-pub fn any(sent: Result<Bytes, BytesRejection>, limit: usize) -> Result<Bytes, Refusal> {
-    sent.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge { limit },
-        _ => Refusal::Malformed("the body could not be read to its end".to_owned()),
+pub fn any(sent: Sent, limit: usize) -> Result<Bytes, Refusal> {
+    sent.0.map_err(|rejection| match (NotRead::in_error(&rejection), rejection.status()) {
+        (Some(why), _) => Refusal::NotRead(why),
+        (None, StatusCode::PAYLOAD_TOO_LARGE) => Refusal::TooLarge { limit },
+        (None, _) => Refusal::Malformed("the body could not be read to its end".to_owned()),
     })
 }

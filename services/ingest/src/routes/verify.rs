@@ -2,9 +2,7 @@
 //! Stores and relays nothing.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use relay_core::signature::{self, Check, Inbound, MISSING_HEADER, VERIFICATION_FAILED};
 use relay_runtime::auth::Caller;
@@ -15,7 +13,7 @@ use utoipa::ToSchema;
 use crate::api::Api;
 use crate::config::REQUEST_OVERHEAD_BYTES;
 use crate::refusal::Refusal;
-use crate::routes::body;
+use crate::routes::body::{self, Sent};
 
 /// What the check says.
 #[derive(Debug, Serialize, ToSchema)]
@@ -97,7 +95,7 @@ pub async fn verify(
     State(api): State<Api>,
     _: Caller,
     headers: HeaderMap,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Json<Verdict>, Refusal> {
     let body = body::any(sent, api.payload_bytes_max + REQUEST_OVERHEAD_BYTES)?;
     let header = |name| headers.get(name).map(|v| v.as_bytes());

@@ -34,7 +34,7 @@ enum GuardProblems {
     /// The key's scopes don't allow this, or it is for another tenant
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(ProblemBody),
-    /// Too many wrong keys from this address: try again after `Retry-After`
+    /// Too many wrong keys from this address, or too much of this tenant in flight: try again after `Retry-After`
     #[response(status = 429, content_type = "application/problem+json")]
     TooManyRequests(ProblemBody),
     /// The key is not known here yet and the database is away: try again after `Retry-After`

@@ -1,4 +1,4 @@
-//! JSON bodies: 415 for another content type, 413 over the limit, 400 for what is no JSON, 422 with the field's
+//! JSON bodies: 415 for another content type, 413 over the limit, 429 or 503 without room, 400 for what is no JSON, 422 with the field's
 //! path for wrong types. Types are strict (`"7"` is no integer); fields that nobody asked for are ignored.
 
 use std::fmt::Display;
@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use relay_core::problem::ProblemType;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use crate::http::NotRead;
 use crate::problem::ProblemResponse;
 
 /// A JSON body, read into `T`.
@@ -53,6 +54,9 @@ pub fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn unread(rejection: BytesRejection) -> ProblemResponse {
+    if let Some(why) = NotRead::in_error(&rejection) {
+        return ProblemResponse(why.into());
+    }
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             ProblemResponse::new(ProblemType::PayloadTooLarge, "the body is over the limit")

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds something else than it asks for fails")]
 
 mod access;
+mod burst;
 mod circuit;
 mod contract;
 #[cfg(debug_assertions)]
@@ -26,6 +27,7 @@ mod letters_in_bulk;
 mod libraries;
 mod migrations;
 mod outages;
+mod overload;
 mod recover;
 mod restarts;
 mod retention;

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use relay_core::breaker::CircuitRule;
 use relay_core::endpoint::{RetrySettings, limits};
@@ -19,7 +17,7 @@ use relay_store::NewEndpoint;
 use super::{BODY_BYTES_MAX, EndpointRequest};
 use crate::api::Api;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::settings::{self, Settings};
 use crate::shapes::EndpointWithSecret;
 
@@ -46,7 +44,7 @@ pub async fn create(
     State(api): State<Api>,
     caller: Caller,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<(StatusCode, Json<EndpointWithSecret>), Refusal> {
     let body = body::json(said, sent, BODY_BYTES_MAX)?;
     let settings = settings::creation(&body, &api.policy)?;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use relay_core::endpoint::limits;
 use relay_core::headers::{GivenHeader, GivenHeaders};
@@ -21,7 +20,7 @@ use crate::api::Api;
 use crate::fields::Faults;
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::settings::{self, Settings, VALUE_NEEDED};
 use crate::shapes::EndpointShape;
 
@@ -49,7 +48,7 @@ pub async fn patch(
     caller: Caller,
     Path(id): Path<String>,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Json<EndpointShape>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let body = body::json(said, sent, BODY_BYTES_MAX)?;

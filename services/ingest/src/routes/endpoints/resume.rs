@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use chrono::{DateTime, Utc};
 use relay_core::ids::{EndpointId, TenantId};
@@ -24,7 +23,7 @@ use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::shapes::EndpointShape;
 
 /// How long one request discards; the rest is done behind its back.
@@ -78,11 +77,11 @@ pub async fn resume(
     caller: Caller,
     Path(id): Path<String>,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Json<Resumed>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let deliver = match sent {
-        Ok(body) if body.is_empty() => Deliver::All,
+        Sent(Ok(body)) if body.is_empty() => Deliver::All,
         sent => read(&body::json(said, sent, BODY_BYTES_MAX)?)?,
     };
     let tenant = caller.tenant;

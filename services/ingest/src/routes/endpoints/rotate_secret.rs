@@ -4,8 +4,6 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use relay_core::signature::{SigningKey, SigningSecret};
 use relay_runtime::auth::Caller;
@@ -17,7 +15,7 @@ use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::shapes::EndpointWithSecret;
 
 /// How long both secrets sign, unless the request says otherwise.
@@ -62,11 +60,11 @@ pub async fn rotate_secret(
     caller: Caller,
     Path(id): Path<String>,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Json<EndpointWithSecret>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let rotation = match sent {
-        Ok(body) if body.is_empty() => Rotation::default(),
+        Sent(Ok(body)) if body.is_empty() => Rotation::default(),
         sent => read(&body::json(said, sent, BODY_BYTES_MAX)?)?,
     };
     let secret = rotation.secret.unwrap_or_else(|| SigningSecret::generate(random::bytes32()));

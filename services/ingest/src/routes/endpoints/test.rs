@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use relay_core::delivery::Status;
 use relay_core::endpoint::{Endpoint, TEST_EVENT_TYPE};
@@ -26,7 +25,7 @@ use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::shapes::AttemptShape;
 
 /// How long a request waits for the first attempt's end.
@@ -92,11 +91,11 @@ pub async fn test(
     caller: Caller,
     Path(id): Path<String>,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Json<TestOutcome>, Refusal> {
     let id = query::id("endpoint_id", &id)?;
     let (event_type, payload) = match sent {
-        Ok(body) if body.is_empty() => (EventType::trusted(TEST_EVENT_TYPE), Bytes::from_static(PAYLOAD)),
+        Sent(Ok(body)) if body.is_empty() => (EventType::trusted(TEST_EVENT_TYPE), Bytes::from_static(PAYLOAD)),
         sent => read(&body::json(said, sent, api.payload_bytes_max)?, api.payload_bytes_max)?,
     };
     let _turn = TESTS.try_acquire().map_err(|_| Refusal::overloaded("Too many tests wait"))?;

@@ -4,10 +4,8 @@
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use relay_core::event::payload_digest;
 use relay_core::ids::{EventId, TenantId};
@@ -26,7 +24,7 @@ use crate::admit::{self, Draft};
 use crate::api::Api;
 use crate::batch::{self, BODY_BYTES_MAX};
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 
 /// Body of `POST /events/batch`, for the documentation: the request itself is read by [`batch::drafts`].
 #[derive(ToSchema)]
@@ -85,7 +83,7 @@ struct NothingAccepted<'a> {
     request_body = BatchRequest,
     security(("api_key" = ["events:write"])),
     responses(
-        (status = 202, description = "What became of each event; those with an id are on disk", body = BatchShape),
+        (status = 202, description = "What became of each event; those with an id are on disk. With `Retry-After` where some may be sent again", body = BatchShape),
         CommonProblems,
         BodyProblems,
     )
@@ -95,7 +93,7 @@ pub async fn batch(
     caller: Caller,
     head: Head,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Response, Refusal> {
     let body = body::json(said, sent, BODY_BYTES_MAX)?;
     if head.key.is_some() {
@@ -243,7 +241,12 @@ fn answer(outcomes: Vec<Result<EventId, Refusal>>) -> Response {
         .collect();
     let batch = BatchShape { accepted, rejected, results };
     if accepted > 0 {
-        return (StatusCode::ACCEPTED, Json(batch)).into_response();
+        let mut response = (StatusCode::ACCEPTED, Json(batch)).into_response();
+        // A part is to be sent again, later.
+        if let Some(wait) = ours.and_then(|problem| problem.retry_after) {
+            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().max(1).into());
+        }
+        return response;
     }
     let problem = ours.unwrap_or_else(|| {
         Problem::new(ProblemType::NothingAccepted, format!("None of the {rejected} events was accepted"))
@@ -275,6 +278,8 @@ mod tests {
         assert_eq!((status, &body["accepted"], &body["rejected"]), (202, &1.into(), &1.into()));
         assert_eq!(body["results"][0], serde_json::json!({"index": 0, "status": 202, "id": id.0}));
         assert_eq!((&body["results"][1]["status"], &body["results"][1]["error"]["status"]), (&409.into(), &409.into()));
+        let (status, wait, _) = read(answer(vec![Ok(id), Err(Refusal::overloaded("full"))])).await;
+        assert_eq!((status, wait.as_deref()), (202, Some("1")), "a part may come again");
     }
 
     #[tokio::test]

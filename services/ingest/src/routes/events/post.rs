@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
@@ -21,7 +20,7 @@ use tokio::time::timeout;
 use crate::admit::{self, Draft, Headers};
 use crate::api::Api;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::shapes::EventShape;
 
 /// How long a request with a key waits for Postgres to say whether the key was used; then the first one wins.
@@ -83,7 +82,7 @@ pub async fn post(
     caller: Caller,
     head: Head,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<Response, Refusal> {
     let outcome = accept(&api, caller.tenant, &head, body::json(said, sent, api.payload_bytes_max)).await;
     match &outcome {

@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use relay_core::ids::{DeliveryId, EndpointId, EventId, TenantId};
@@ -18,7 +17,7 @@ use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::query;
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 
 /// Bytes of a request at most.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -81,11 +80,11 @@ pub async fn retry(
     caller: Caller,
     Path(id): Path<String>,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<(StatusCode, Json<RetryShape>), Refusal> {
     let id: EventId = query::id("event_id", &id)?;
     let endpoint = match sent {
-        Ok(body) if body.is_empty() => None,
+        Sent(Ok(body)) if body.is_empty() => None,
         sent => read(&body::json(said, sent, BODY_BYTES_MAX)?)?,
     };
     let tenant = caller.tenant;

@@ -1,9 +1,7 @@
 //! `POST /api/v1/keys`. Nobody hands out more than they have.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use relay_core::keys::{KEY_NAME_CHARS, KEYS_MAX, Scope, Scopes, UnknownScope};
@@ -16,7 +14,7 @@ use crate::access::KeyWithSecret;
 use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 use crate::settings::text_of;
 
 /// Bytes of the request at most.
@@ -61,7 +59,7 @@ pub async fn create(
     State(api): State<Api>,
     caller: Caller,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<(StatusCode, Json<KeyWithSecret>), Refusal> {
     let body = body::json(said, sent, BODY_BYTES_MAX)?;
     let now = api.links.clock.now();

@@ -1,9 +1,7 @@
 //! `POST /api/v1/tenants`.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use relay_core::ids::TenantId;
 use relay_runtime::auth::Caller;
@@ -13,7 +11,7 @@ use crate::access::TenantShape;
 use crate::api::Api;
 use crate::fields::{self, Faults, is_null};
 use crate::refusal::Refusal;
-use crate::routes::body::{self, SaysJson};
+use crate::routes::body::{self, SaysJson, Sent};
 
 /// Bytes of the request at most.
 const BODY_BYTES_MAX: usize = 4 * 1024;
@@ -51,7 +49,7 @@ pub async fn create(
     State(api): State<Api>,
     _: Caller,
     said: SaysJson,
-    sent: Result<Bytes, BytesRejection>,
+    sent: Sent,
 ) -> Result<(StatusCode, Json<TenantShape>), Refusal> {
     let tenant = read(&body::json(said, sent, BODY_BYTES_MAX)?)?;
     let (view, is_new) = api.links.store.create_tenant(&tenant).await?;
