@@ -60,7 +60,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let url = |i: usize| format!("{}/ok/{}", sink.url(), args.endpoints + i);
     let others = system.register(WATCHED, url, &serde_json::json!({})).await?;
     let targets =
-        [Target::new_in(&system, Some(of(0)), To::each(same), 500)?, Target::new(&system, To::each(others), 500)?];
+        [Target::new_in(&system, Some(of(0)), To::each(same), 500), Target::new(&system, To::each(others), 500)];
     let database = system.database_url()?;
 
     let mut figures = Figures::new(format!(

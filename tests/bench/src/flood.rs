@@ -10,15 +10,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-
 use crate::cpu;
 use crate::load::{self, Target, To};
 use crate::report::{self, Figures, percentile};
 use crate::sink::Sink;
 use crate::system::{Layout, System};
+use crate::wire::{self, Answer, Connection};
 
 /// How late a request may be sent and still be one of those that were to be offered.
 const LATE_MAX: Duration = Duration::from_millis(100);
@@ -82,70 +79,13 @@ impl Seen {
     }
 }
 
-/// An answer of HTTP/1.1 as far as it counts here.
-struct Answer {
-    status: u16,
-    has_wait: bool,
-}
-
-/// One connection to the interface, opened again when it fails.
-struct Connection {
-    address: SocketAddr,
-    stream: Option<TcpStream>,
-    buffer: Vec<u8>,
-}
-
-impl Connection {
-    async fn ask(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
-        let asked = self.ask_once(request).await;
-        if asked.is_err() {
-            self.stream = None;
-        }
-        asked
-    }
-
-    async fn ask_once(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
-        let stream = match &mut self.stream {
-            Some(stream) => stream,
-            None => {
-                let stream = TcpStream::connect(self.address).await?;
-                stream.set_nodelay(true)?;
-                self.stream.insert(stream)
-            }
-        };
-        stream.write_all(request).await?;
-        self.buffer.clear();
-        loop {
-            if let Some((answer, length)) = parse(&self.buffer)?
-                && self.buffer.len() >= length
-            {
-                return Ok(answer);
-            }
-            anyhow::ensure!(stream.read_buf(&mut self.buffer).await? > 0, "the connection ended");
-        }
-    }
-}
-
-/// The answer whose head is at the start of `bytes`, and its length with its body; `None` while the head isn't whole.
-fn parse(bytes: &[u8]) -> anyhow::Result<Option<(Answer, usize)>> {
-    let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { return Ok(None) };
-    let head = std::str::from_utf8(&bytes[..end])?;
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
-    let header = |name: &str| {
-        let lines = head.lines().filter_map(|line| line.split_once(':'));
-        lines.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
-    };
-    let body: usize = header("content-length").context("no length")?.parse()?;
-    Ok(Some((Answer { status, has_wait: header("retry-after").is_some() }, end + 4 + body)))
-}
-
 /// Offers `rate` requests a second for `time`.
 async fn flood(args: &Args, target: &Target, sink: &Sink, address: SocketAddr, rate: f64, time: Duration) -> Seen {
     let started = Instant::now();
     let next = AtomicU64::new(0);
     let work = (0..args.connections).map(|_| async {
         let mut seen = Seen::default();
-        let mut connection = Connection { address, stream: None, buffer: Vec::with_capacity(2048) };
+        let mut connection = Connection::new(address);
         loop {
             let planned = Duration::from_secs_f64(next.fetch_add(1, Ordering::Relaxed) as f64 / rate);
             if planned >= time {
@@ -157,7 +97,8 @@ async fn flood(args: &Args, target: &Target, sink: &Sink, address: SocketAddr, r
                 continue;
             }
             tokio::time::sleep_until((started + planned).into()).await;
-            let (seq, request) = target.request(sink.now_us());
+            let (seq, body) = target.next_body(sink.now_us());
+            let request = wire::post_event(None, &body);
             let begun = Instant::now();
             let answer = connection.ask(&request).await;
             let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -192,7 +133,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let system = System::start_as(binary, Layout::Separate(args.deliverers))?;
     let sink = Sink::start().await?;
     let ids = system.register(args.endpoints, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
-    let target = Target::new(&system, To::each(ids), args.payload_bytes)?;
+    let target = Target::new(&system, To::each(ids), args.payload_bytes);
     eprintln!("measuring the capacity");
     load::closed(&target, &sink, 16, Duration::from_secs(3)).await?;
     let closed = load::closed(&target, &sink, 64, Duration::from_secs(8)).await?;
@@ -207,9 +148,8 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     sink.reset();
     let before = cpu::Snapshot::take(system.pids());
     let time = Duration::from_secs(args.seconds);
-    let address = system.url().trim_start_matches("http://").parse().context("the interface's address")?;
     let started = Instant::now();
-    let seen = flood(args, &target, &sink, address, rate, time).await;
+    let seen = flood(args, &target, &sink, system.interface(), rate, time).await;
     let took = started.elapsed().as_secs_f64();
     let cpu = cpu::Snapshot::take(system.pids()).since(&before);
     eprintln!("waiting for what was accepted");
@@ -250,20 +190,4 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
         anyhow::bail!("{lost} events that were accepted are lost");
     }
     Ok(figures)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_are_read_as_they_come() {
-        let text = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\ncontent-length: 3\r\n\r\nno!";
-        for n in 0..text.len() - 3 {
-            assert!(parse(&text[..n]).unwrap().is_none());
-        }
-        let (answer, length) = parse(text).unwrap().unwrap();
-        assert_eq!((answer.status, answer.has_wait, length), (503, true, text.len()));
-        assert!(parse(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
-    }
 }

@@ -91,7 +91,7 @@ async fn measure_case(args: &Args, case: Case, binary: &Path, figures: &mut Figu
     let sink = Sink::start().await?;
     let ids = system.register(case.endpoints, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
     let to = To::each(ids);
-    let target = Target::new(&system, to, 500)?;
+    let target = Target::new(&system, to, 500);
     load::warm_up(&target, &sink).await?;
     let before = cpu::Snapshot::take(system.pids());
     let outcome = load::closed(&target, &sink, args.in_flight, Duration::from_secs(args.seconds)).await?;

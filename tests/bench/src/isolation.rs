@@ -1,5 +1,5 @@
 //! What healthy endpoints feel of broken ones: their latency at a steady rate and their throughput, alone and beside
-//! a slow endpoint's backlog, endpoints that hang, and endpoints that refuse connections.
+//! a slow endpoint's backlog, endpoints that hang, endpoints that refuse connections, and a tenant that sends ten times as much.
 //!
 //! Each case runs on a system of its own, so that none feels the one before.
 
@@ -10,6 +10,9 @@ use crate::load::{self, Addressee, To};
 use crate::report::{Figures, percentile};
 use crate::sink::Sink;
 use crate::system::{self, System};
+
+/// The tenant that sends many times as much.
+const FLOODER: &str = "flooder";
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
@@ -23,6 +26,9 @@ pub struct Args {
     /// Endpoints that hang, or refuse, beside them
     #[arg(long, default_value_t = 10)]
     broken: usize,
+    /// How many times as much a second tenant sends, while latency is measured
+    #[arg(long, default_value_t = 10)]
+    tenant_times: u64,
     /// Events a second while latency is measured
     #[arg(long, default_value_t = 50)]
     rate: u64,
@@ -47,6 +53,8 @@ enum Beside {
     Hanging,
     /// Endpoints whose port is closed, and get their share of the events.
     Refusing,
+    /// Another tenant, which sends so many times as much.
+    Tenant(u64),
 }
 
 impl Beside {
@@ -56,6 +64,7 @@ impl Beside {
             Self::Backlog(n) => format!("beside {n} events for an endpoint that takes 2 s"),
             Self::Hanging => "beside hanging endpoints".to_owned(),
             Self::Refusing => "beside refusing endpoints".to_owned(),
+            Self::Tenant(times) => format!("beside a tenant that sends {times} times as much"),
         }
     }
 }
@@ -68,7 +77,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     ));
     let mut cases = vec![Beside::Nothing];
     cases.extend(args.backlog.iter().map(|n| Beside::Backlog(*n)));
-    cases.extend([Beside::Hanging, Beside::Refusing]);
+    cases.extend([Beside::Hanging, Beside::Refusing, Beside::Tenant(args.tenant_times)]);
     for run in 1..=args.runs {
         for beside in &cases {
             eprintln!("run {run} of {}: {}", args.runs, beside.name());
@@ -84,14 +93,15 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
     let plain = serde_json::json!({});
     let counted = |counted: bool| move |id: String| Addressee { id, counted };
     let healthy = system.register(args.healthy, |i| format!("{}/ok/{i}", sink.url()), &plain).await?;
-    load::warm_up(&load::Target::new(&system, To::each(healthy.clone()), 500)?, &sink).await?;
+    load::warm_up(&load::Target::new(&system, To::each(healthy.clone()), 500), &sink).await?;
     let mut addressees: Vec<_> = healthy.into_iter().map(counted(true)).collect();
+    let mut flooding = None;
     match beside {
         Beside::Nothing => {}
         Beside::Backlog(events) => {
             let slow = system.register(1, |_| format!("{}/slow/2000", sink.url()), &plain).await?;
             let to = To::Each(slow.into_iter().map(counted(false)).collect());
-            let accepted = load::queue(&load::Target::new(&system, to, 500)?, &sink, 64, events).await;
+            let accepted = load::queue(&load::Target::new(&system, to, 500), &sink, 64, events).await;
             anyhow::ensure!(accepted == events, "{accepted} of {events} events of the backlog were accepted");
         }
         Beside::Hanging => {
@@ -104,17 +114,34 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
             let ids = system.register(args.broken, |i| format!("http://127.0.0.1:{port}/{i}"), &plain).await?;
             addressees.extend(ids.into_iter().map(counted(false)));
         }
+        Beside::Tenant(times) => {
+            system.create_tenant(FLOODER).await?;
+            let url = |i| format!("{}/slow/0/{i}", sink.url());
+            let ids = system.register_in(Some(FLOODER), args.broken, url, &plain).await?;
+            let target = load::Target::new_in(&system, Some(FLOODER), To::each(ids), 500);
+            flooding = Some((target, times * args.rate));
+        }
     }
-    let target = load::Target::new(&system, To::Each(addressees), 500)?;
+    let target = load::Target::new(&system, To::Each(addressees), 500);
     let time = Duration::from_secs(args.seconds);
     let of = |name: &str| format!("{}: {name}", beside.name());
-    let outcome = load::open(&target, &sink, args.rate, time, load::QUIET).await?;
+    let measured = load::open(&target, &sink, args.rate, time, load::QUIET);
+    let outcome = match &flooding {
+        Some((flood, rate)) => tokio::select! {
+            outcome = measured => outcome?,
+            () = load::pour(flood, &sink, *rate) => anyhow::bail!("the flood ended"),
+        },
+        None => measured.await?,
+    };
     figures.add(of("e2e p50 ms"), percentile(&outcome.e2e_us, 0.5));
     figures.add(of("e2e p99 ms"), percentile(&outcome.e2e_us, 0.99));
     let mut lost = outcome.lost;
-    let outcome = load::closed(&target, &sink, args.in_flight, time).await?;
-    figures.add(of("delivered per second"), outcome.delivered_per_second());
-    lost += outcome.lost;
+    // Beside a flood it would only tell who has more requests in flight.
+    if flooding.is_none() {
+        let outcome = load::closed(&target, &sink, args.in_flight, time).await?;
+        figures.add(of("delivered per second"), outcome.delivered_per_second());
+        lost += outcome.lost;
+    }
     figures.add(of("lost"), lost as f64);
     Ok(())
 }

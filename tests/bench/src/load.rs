@@ -1,12 +1,17 @@
 //! The load generator: a closed loop (a fixed number of requests in flight) and an open loop (fixed start times,
 //! latency counted from the planned start).
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
 use crate::sink::Sink;
-use crate::system::{System, TENANT_HEADER};
+use crate::system::System;
+use crate::wire::{self, Connection};
 
 /// How long to wait for stragglers where nothing comes any more.
 pub const QUIET: Duration = Duration::from_secs(10);
@@ -34,7 +39,7 @@ pub enum To {
 /// How events go in.
 enum Way {
     /// POSTs to the interface.
-    Rest { client: reqwest::Client, url: String },
+    Rest(Rest),
     /// Messages to JetStream, each of which waits for its acknowledgement.
     Nats(async_nats::jetstream::Context),
 }
@@ -88,30 +93,34 @@ impl Outcome {
     }
 }
 
-fn client() -> anyhow::Result<reqwest::Client> {
-    client_in(None)
+/// A producer: connections to the interface, as many as it has requests in flight.
+struct Rest {
+    address: SocketAddr,
+    tenant: Option<String>,
+    idle: Mutex<Vec<Connection>>,
 }
 
-/// A client that acts in a tenant.
-fn client_in(tenant: Option<&str>) -> anyhow::Result<reqwest::Client> {
-    let mut headers = reqwest::header::HeaderMap::new();
-    if let Some(tenant) = tenant {
-        headers.insert(reqwest::header::HeaderName::try_from(TENANT_HEADER)?, tenant.parse()?);
+impl Rest {
+    /// Whether the answer is a 202.
+    async fn post(&self, body: &str) -> bool {
+        let idle = self.idle.lock().expect("not poisoned").pop();
+        let mut connection = idle.unwrap_or_else(|| Connection::new(self.address));
+        let answer = connection.ask(&wire::post_event(self.tenant.as_deref(), body)).await;
+        self.idle.lock().expect("not poisoned").push(connection);
+        answer.is_ok_and(|answer| answer.status == 202)
     }
-    let client = reqwest::Client::builder().no_proxy().default_headers(headers);
-    Ok(client.pool_max_idle_per_host(1024).tcp_nodelay(true).build()?)
 }
 
 impl Target {
     /// Events of `payload_bytes`.
-    pub fn new(system: &System, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
+    pub fn new(system: &System, to: To, payload_bytes: usize) -> Self {
         Self::new_in(system, None, to, payload_bytes)
     }
 
     /// The same of a tenant; `None`: the default one.
-    pub fn new_in(system: &System, tenant: Option<&str>, to: To, payload_bytes: usize) -> anyhow::Result<Self> {
-        let way = Way::Rest { client: client_in(tenant)?, url: format!("{}/api/v1/events", system.url()) };
-        Ok(Self::by(way, to, payload_bytes))
+    pub fn new_in(system: &System, tenant: Option<&str>, to: To, payload_bytes: usize) -> Self {
+        let tenant = tenant.map(str::to_owned);
+        Self::by(Way::Rest(Rest { address: system.interface(), tenant, idle: Mutex::default() }), to, payload_bytes)
     }
 
     /// The same, published to NATS by a producer.
@@ -152,12 +161,10 @@ impl Target {
         format!("{{{endpoint}\"event_type\":\"bench.event\",\"payload\":{payload}}}")
     }
 
-    /// The number of the next event and the bytes of its request, for those who send without a client.
-    pub fn request(&self, at_us: u64) -> (u64, Vec<u8>) {
+    /// The number of the next event, and the body of its request.
+    pub fn next_body(&self, at_us: u64) -> (u64, String) {
         let seq = self.next_seq.fetch_add(1, Ordering::Relaxed);
-        let body = self.body(seq, at_us);
-        let head = "POST /api/v1/events HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nContent-Length: ";
-        (seq, format!("{head}{}\r\n\r\n{body}", body.len()).into_bytes())
+        (seq, self.body(seq, at_us))
     }
 
     /// Sends the next event at this time of the sink's clock; its number, and whether it was accepted.
@@ -168,17 +175,7 @@ impl Target {
 
     async fn send(&self, seq: u64, at_us: u64) -> bool {
         match &self.way {
-            Way::Rest { client, url } => {
-                let body = self.body(seq, at_us);
-                match client.post(url).header("content-type", "application/json").body(body).send().await {
-                    Ok(answer) => {
-                        let accepted = answer.status().as_u16() == 202;
-                        let _ = answer.bytes().await;
-                        accepted
-                    }
-                    Err(_) => false,
-                }
-            }
+            Way::Rest(rest) => rest.post(&self.body(seq, at_us)).await,
             Way::Nats(nats) => {
                 let (endpoint, payload) = (self.addressee(seq), self.payload(seq, at_us));
                 let mut headers = async_nats::HeaderMap::new();
@@ -205,7 +202,7 @@ struct Counted {
 
 /// Plain POSTs to the sink: requests a second.
 pub async fn baseline(sink: &Sink, payload_bytes: usize, in_flight: usize, time: Duration) -> anyhow::Result<f64> {
-    let client = client()?;
+    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1024).tcp_nodelay(true).build()?;
     let url = sink.url();
     let body = bytes::Bytes::from("x".repeat(payload_bytes));
     let stop = Arc::new(AtomicBool::new(false));
@@ -306,6 +303,18 @@ pub async fn queue(target: &Target, sink: &Sink, in_flight: usize, count: u64) -
         accepted
     });
     futures_util::future::join_all(work).await.into_iter().sum()
+}
+
+/// Posts `rate` events a second and counts nothing, until it is dropped.
+pub async fn pour(target: &Target, sink: &Sink, rate: u64) {
+    let mut due = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate.max(1)).unwrap_or(u32::MAX));
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            _ = due.tick() => running.push(target.send_next(sink.now_us())),
+            Some(_) = running.next(), if !running.is_empty() => {}
+        }
+    }
 }
 
 async fn finish(

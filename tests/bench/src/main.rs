@@ -23,6 +23,7 @@ mod sink;
 mod soak;
 mod system;
 mod throughput;
+mod wire;
 
 use std::path::PathBuf;
 

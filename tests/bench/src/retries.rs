@@ -44,7 +44,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let settings = serde_json::json!({"retry_schedule_seconds": [delay]});
     let ids = system.register(args.endpoints, |_| format!("{}/once/{}", sink.url(), delay * 1000), &settings).await?;
     let to = To::each(ids);
-    let target = load::Target::new(&system, to, 500)?;
+    let target = load::Target::new(&system, to, 500);
     eprintln!("sending {rate} events a second for {} s, then waiting for their retries", args.over);
     let quiet = Duration::from_secs(delay + 10);
     let outcome = load::open(&target, &sink, rate, Duration::from_secs(args.over), quiet).await?;

@@ -79,7 +79,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let database = system.database_url()?;
     let ids = system.register(10, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
     let to = To::each(ids);
-    let target = Target::new(&system, to, 500)?;
+    let target = Target::new(&system, to, 500);
     load::warm_up(&target, &sink).await?;
     let most = load::closed(&target, &sink, 64, Duration::from_secs(10)).await?;
     let rate = (most.delivered_per_second() * args.share) as u64;

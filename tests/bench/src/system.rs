@@ -2,6 +2,7 @@
 //! processes of its own beside `webhook-relay servers`.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ pub enum Layout {
 pub struct System {
     /// In the order in which they end.
     children: Vec<Child>,
-    listen: String,
+    listen: SocketAddr,
     data: tempdir::Dir,
 }
 
@@ -65,13 +66,14 @@ impl System {
         }
         let data = tempdir::Dir(std::env::temp_dir().join(format!("relay-bench-{}", std::process::id())));
         std::fs::create_dir_all(&data.0)?;
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let mut system = Self { children: Vec::new(), listen: listen.clone(), data };
+        let listen = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let interface = listen.to_string();
+        let mut system = Self { children: Vec::new(), listen, data };
         let servers = ["--postgres-port", "0", "--redis-port", "0", "--nats-port", "0"];
         let root = system.data.0.join("data").display().to_string();
         match layout {
             Layout::AllInOne => {
-                let arguments = [&["up", "--data-dir", &root, "--listen", &listen][..], &servers[..]].concat();
+                let arguments = [&["up", "--data-dir", &root, "--listen", &interface][..], &servers[..]].concat();
                 system.children.push(system.spawn(binary, "up", &arguments, &[])?);
             }
             Layout::Separate(deliverers) => {
@@ -90,10 +92,10 @@ impl System {
                 for _ in 0..deliverers.max(1) {
                     start("deliverer", &["--allow-network", "127.0.0.0/8"])?;
                 }
-                start("ingest", &["--listen", &listen, "--allow-network", "127.0.0.0/8"])?;
+                start("ingest", &["--listen", &interface, "--allow-network", "127.0.0.0/8"])?;
             }
         }
-        system.await_that("the interface", |s| std::net::TcpStream::connect(&s.listen).is_ok())?;
+        system.await_that("the interface", |s| std::net::TcpStream::connect(s.listen).is_ok())?;
         Ok(system)
     }
 
@@ -139,6 +141,11 @@ impl System {
     /// Its interface.
     pub fn url(&self) -> String {
         format!("http://{}", self.listen)
+    }
+
+    /// The same as an address.
+    pub fn interface(&self) -> SocketAddr {
+        self.listen
     }
 
     /// The addresses of its servers, as its services take them from their environment.

@@ -57,7 +57,7 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let mut figures = Figures::new(setting(args));
     let target = match args.nats {
         true => Target::by_nats(&system, to, args.payload_bytes).await?,
-        false => Target::new(&system, to, args.payload_bytes)?,
+        false => Target::new(&system, to, args.payload_bytes),
     };
     load::warm_up(&target, &sink).await?;
     for run in 1..=args.runs {
