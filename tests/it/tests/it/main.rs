@@ -11,6 +11,7 @@ mod crash_points;
 mod dead_letters;
 mod dependencies;
 mod direct;
+mod disk_full;
 mod egress;
 mod endpoints;
 mod event_batches;
