@@ -29,6 +29,7 @@ mod libraries;
 mod migrations;
 mod outages;
 mod overload;
+mod proxies;
 mod recover;
 mod restarts;
 mod retention;
