@@ -12,6 +12,9 @@ const STRANGER: &str = "127.0.0.3";
 /// More than anybody gets wrong before it is told to wait.
 const TRIES_MAX: usize = 100;
 
+/// How a header names a client.
+type Writes = fn(&str) -> String;
+
 /// An ingest that needs a key, and is called from an address of loopback.
 struct Door {
     ingest: Process,
@@ -59,11 +62,10 @@ impl Door {
 #[tokio::test]
 async fn only_a_trusted_proxy_says_who_calls() -> anyhow::Result<()> {
     let w = World::servers().await?;
-    // How each header names a client behind a proxy, and one who says in front of it that he is another.
-    let one = |client: &str| client.to_owned();
-    let forwarded = |client: &str| format!("for={client};proto=https");
-    let styles: [(&str, &str, &dyn Fn(&str) -> String); 2] =
-        [("x-forwarded-for", "forwarded", &one), ("forwarded", "x-forwarded-for", &forwarded)];
+    let styles: [(&str, &str, Writes); 2] = [
+        ("x-forwarded-for", "forwarded", str::to_owned),
+        ("forwarded", "x-forwarded-for", |client| format!("for={client};proto=https")),
+    ];
     for (header, other, write) in styles {
         let door = Door::open(&w, header, header).await?;
         door.wrong(PROXY, (header, &write("203.0.113.7"))).await?.expect_problem(401, "unauthorized");
