@@ -37,6 +37,8 @@ pub struct Inner {
     /// Start of every message id of this process on JOBS.
     pub(crate) nonce: String,
     pub(crate) published_jobs: AtomicU64,
+    /// The shard of EVENTS whose last publish had no answer.
+    pub(crate) silent: Mutex<Option<u16>>,
     pub(crate) letters: mpsc::Sender<LetterHint>,
     pub(crate) letters_dropped: Arc<AtomicU64>,
     pub(crate) history: Mutex<VecDeque<Sample>>,
@@ -86,6 +88,7 @@ impl Bus {
             declaring: tokio::sync::Mutex::new(None),
             nonce: nonce(),
             published_jobs: AtomicU64::new(0),
+            silent: Mutex::new(None),
             letters,
             letters_dropped,
             history: Mutex::new(VecDeque::new()),
@@ -102,12 +105,13 @@ impl Bus {
         Self(inner)
     }
 
-    /// Asks JetStream for a sign of life.
+    /// Asks JetStream for a sign of life, and where EVENTS didn't answer this process's last publish, EVENTS too.
     ///
     /// # Errors
-    /// No answer in 5 s, or JetStream is not enabled.
+    /// No answer in 5 s, JetStream is not enabled, or EVENTS stores nothing.
     pub async fn ping(&self) -> Result<(), BusError> {
-        api::ask(self.api(), "INFO", &json!({})).await.map(drop)
+        api::ask(self.api(), "INFO", &json!({})).await?;
+        self.check_events().await
     }
 
     /// The time of the last change after which deliveries may have gone to others or acknowledged ones may come

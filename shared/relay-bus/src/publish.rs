@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
+use relay_core::bundle::BundleWriter;
 use relay_core::subject::{self, HEADER_MSG_ID, HEADER_SUSPECT, Lane};
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
-use crate::error::PublishError;
+use crate::error::{BusError, PublishError};
 
 /// How long EVENTS may take to store a bundle before the outcome counts as unknown. A server that syncs each message
 /// answers nobody until it has stored all that had arrived: a burst of a stranger's messages takes seconds.
 const EVENTS_ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where somebody waits to hear whether it stores anything at all.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(700);
 /// The same for JOBS, which isn't synced.
 const JOBS_ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long jobs are tried again before they are left to their leases.
@@ -57,8 +60,33 @@ impl Bus {
     /// [`PublishError::Full`] when EVENTS refuses. After [`PublishError::Unknown`] publish the same bytes again: the
     /// ids inside make a second copy harmless.
     pub async fn publish_events(&self, shard: u16, bundle: Bytes) -> Result<(), PublishError> {
-        let subject = subject::bundles(shard);
-        self.publish_acked(&subject, None, bundle, EVENTS_ACK_TIMEOUT).await.map(drop)
+        self.publish_bundle(shard, bundle, EVENTS_ACK_TIMEOUT).await
+    }
+
+    async fn publish_bundle(&self, shard: u16, bundle: Bytes, within: Duration) -> Result<(), PublishError> {
+        let outcome = self.publish_acked(&subject::bundles(shard), None, bundle, within).await.map(drop);
+        let silent = match outcome {
+            Err(PublishError::Unknown(_)) => Some(shard),
+            Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => None,
+            Err(PublishError::Unavailable(_)) => return outcome,
+        };
+        *self.silent.lock().expect("no code panics while it holds this lock") = silent;
+        outcome
+    }
+
+    /// Whether EVENTS answers publishes. It is asked only where the last one of this process had no answer, with a bundle
+    /// that has no events in it: a nats-server whose disk is full answers everything else.
+    pub(crate) async fn check_events(&self) -> Result<(), BusError> {
+        let silent = *self.silent.lock().expect("no code panics while it holds this lock");
+        let Some(shard) = silent else { return Ok(()) };
+        match self.publish_bundle(shard, BundleWriter::default().finish(), PROBE_TIMEOUT).await {
+            Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => Ok(()),
+            Err(PublishError::Unavailable(why)) => Err(BusError::Unanswered { what: subject::bundles(shard), why }),
+            Err(PublishError::Unknown(_)) => Err(BusError::Unanswered {
+                what: "a publish to EVENTS".to_owned(),
+                why: "if that lasts its disk is full, or broken; its log says so".to_owned(),
+            }),
+        }
     }
 
     /// Publishes a bundle of jobs and waits until JetStream has it; tries for 5 s. A try after an unknown outcome

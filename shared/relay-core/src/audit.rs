@@ -1,8 +1,30 @@
 //! How an audit of a running system judges what it finds in the ledger: whether an event has all its deliveries (I2),
 //! which of two rows of one delivery is the later one, what a dead letter must be beside its delivery, and whether the
-//! statistics agree with the rows. Called by `webhook-relay fsck`.
+//! statistics agree with the rows; and what isn't there because retention has thrown it away. Called by `webhook-relay
+//! fsck` and `recover`.
+
+use chrono::{DateTime, Utc};
 
 use crate::delivery::{Closed, LetterState};
+use crate::ids::{EventId, id_time};
+
+/// Up to when retention has thrown away what was stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThrownAway {
+    /// Events of days before this, with everything of them.
+    pub days: Option<DateTime<Utc>>,
+    /// Dead letters from before this.
+    pub letters: Option<DateTime<Utc>>,
+}
+
+impl ThrownAway {
+    /// Whether an event, or the letter of a message that can't be one, is gone on purpose where it isn't there. Its id says
+    /// when it came, which is what retention goes by.
+    pub fn covers(self, id: EventId, is_letter: bool) -> bool {
+        let before = if is_letter { self.letters } else { self.days };
+        before.is_some_and(|before| id_time(id.0) < before)
+    }
+}
 
 /// What is stored of one event's deliveries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,6 +190,18 @@ mod tests {
         let twice = EventCounts { fanout: 2, open: 1, closed: 1, both: 1, ..EventCounts::default() };
         assert_eq!(twice.faults(), [EventFault::Both(1), EventFault::Missing(1)]);
         assert_eq!(EventCounts { unlettered: 1, ..sound }.faults(), [EventFault::Unlettered(1)]);
+    }
+
+    #[test]
+    fn what_retention_has_thrown_away_is_not_lost() {
+        let day =
+            |n: i64| DateTime::from_timestamp(1_800_000_000 / 86_400 * 86_400 + n * 86_400, 0).expect("it is a day");
+        let id = |at| EventId(crate::ids::uuid_v7(at, [0; 10]));
+        let marks = ThrownAway { days: Some(day(5)), letters: Some(day(2)) };
+        let last = day(5) - chrono::TimeDelta::milliseconds(1);
+        assert!(marks.covers(id(last), false) && !marks.covers(id(day(5)), false));
+        assert!(marks.covers(id(day(1)), true) && !marks.covers(id(day(2)), true) && !marks.covers(id(last), true));
+        assert!(!ThrownAway::default().covers(id(day(0)), false));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use world::World;
 /// Seeds of one run.
 const SEEDS: u64 = 10_000;
 /// A switched off safety must show within so many.
-const MUTATION_SEEDS: u64 = 4_000;
+const MUTATION_SEEDS: u64 = 10_000;
 const THREADS: u64 = 2;
 
 #[expect(clippy::disallowed_methods, reason = "a test has no command line of its own")]

@@ -18,6 +18,7 @@ mod postgres;
 mod probe;
 mod process;
 mod redis;
+mod room;
 mod tools;
 
 use std::borrow::Cow;
@@ -303,6 +304,20 @@ impl Servers {
             ServerKind::Redis => probe::redis(slot.port, &self.credentials.redis),
             ServerKind::Nats => probe::nats(slot.monitor_port),
         }
+    }
+
+    /// Whether a server's disk has room for more.
+    ///
+    /// # Errors
+    /// It has less than 16 MiB, or can't be looked at.
+    pub fn check_room(&self, kind: ServerKind) -> Result<(), ServersError> {
+        let dir = match (kind, &self.cluster) {
+            (ServerKind::Postgres, Some(cluster)) => cluster.pgdata.clone(),
+            (ServerKind::Postgres, None) => return Err(ServersError::NotManaged(kind)),
+            (ServerKind::Redis, _) => redis::dir(&self.data_dir),
+            (ServerKind::Nats, _) => nats::dir(&self.data_dir),
+        };
+        room::check(&dir)
     }
 
     /// Ends all servers in an orderly way: those who depend on nobody last.

@@ -2,11 +2,12 @@
 //! job, once an hour; everything is safe to repeat and safe with two leaders.
 //!
 //! Invariant: before a day's partitions go, its open deliveries are dead letters, and its dead letters that
-//! wait for somebody have their payloads copied.
+//! wait for somebody have their payloads copied. What goes is marked before it goes.
 
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use relay_core::audit::ThrownAway;
 use relay_core::ids::day_floor;
 use sqlx::{AssertSqlSafe, Connection};
 use tracing::{info, warn};
@@ -41,6 +42,7 @@ impl Store {
             return Ok(Vec::new());
         }
         while self.copy_payloads_below(floor).await? > 0 {}
+        self.mark_thrown_away("days", day.and_time(NaiveTime::MIN).and_utc()).await?;
         let names = self.partitions_before(day).await?;
         for (parent, name) in &names {
             self.drop_partition(parent.clone(), name.clone()).await?;
@@ -51,6 +53,7 @@ impl Store {
 
     /// Deletes letters that came here before `before`, whatever their state. Returns how many.
     pub async fn forget_letters(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
+        self.mark_thrown_away("letters", before).await?;
         self.queries
             .execute(sqlx::query!(
                 "delete from dead_letters d where d.ctid = any(array(select x.ctid from dead_letters x where x.dead_lettered_at < $1 limit $2))",
@@ -87,6 +90,25 @@ impl Store {
             ))
             .await?;
         Ok(minutes + hours + circuits)
+    }
+
+    /// Up to when what was stored is gone on purpose.
+    pub async fn thrown_away(&self) -> Result<ThrownAway, StoreError> {
+        let rows = self.queries.all(sqlx::query!("select m.what, m.before from retention_marks m")).await?;
+        let mark = |what: &str| rows.iter().find(|row| row.what == what).map(|row| row.before);
+        Ok(ThrownAway { days: mark("days"), letters: mark("letters") })
+    }
+
+    async fn mark_thrown_away(&self, what: &str, before: DateTime<Utc>) -> Result<(), StoreError> {
+        self.queries
+            .execute(sqlx::query!(
+                "insert into retention_marks as m (what, before) values ($1, $2)
+                on conflict (what) do update set before = greatest(m.before, excluded.before)",
+                what,
+                before
+            ))
+            .await
+            .map(drop)
     }
 
     async fn copy_payloads_below(&self, floor: Uuid) -> Result<u64, StoreError> {

@@ -166,6 +166,8 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
     let evidence = Evidence { accepted, sent, receipts, statuses, faults };
     let verdict = check::judge(&evidence);
     report::print(&verdict, &quiesced, &counts);
+    let readable = system.readable_secrets(&receivers.secrets()).await?;
+    println!("  {:<34} {readable:>12}", "secrets readable in the database");
     let unsound = system.fsck().await?;
     println!("  {:<34} {:>12}", "fsck", if unsound.is_some() { "violations" } else { "sound" });
     if let Some(said) = &unsound {
@@ -176,7 +178,7 @@ async fn run(args: &Args, dir: &std::path::Path) -> anyhow::Result<bool> {
     if too_slow {
         println!("too slow: {slowest:?} from acceptance to a healthy endpoint");
     }
-    Ok(verdict.is_good() && quiesced.open.is_none() && unsound.is_none() && !too_slow)
+    Ok(verdict.is_good() && quiesced.open.is_none() && readable == 0 && unsound.is_none() && !too_slow)
 }
 
 /// Makes the endpoints; returns their ids.
@@ -188,6 +190,7 @@ async fn register(system: &System, receivers: &Receivers) -> anyhow::Result<Hash
             "name": hook.name(), "event_types_filter": [hook.takes()], "timeout_seconds": 5,
             "retry_schedule_seconds": [1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5],
             "circuit_failure_threshold": 10, "circuit_window_seconds": 10, "circuit_recovery_seconds": 1,
+            "custom_headers": {receivers::HEADER: {"value": hook.header(), "secret": true}},
         });
         let answer = system.ingests[0].endpoint(&receivers.url(hook), more).await?;
         receivers.secret(hook, answer.text("signing_secret"));

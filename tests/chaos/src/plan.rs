@@ -56,6 +56,11 @@ impl Hook {
         }
     }
 
+    /// What its secret header says.
+    pub fn header(self) -> String {
+        format!("known-to-{}-alone", self.name())
+    }
+
     /// Whether its deliveries end as dead letters.
     pub fn refuses(self) -> bool {
         self == Self::Refusing

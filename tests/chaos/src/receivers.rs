@@ -16,6 +16,9 @@ use sha2::Sha256;
 
 use crate::plan::{self, Hook};
 
+/// The secret header that each endpoint has.
+pub const HEADER: &str = "x-chaos-key";
+
 /// A request that an endpoint got.
 #[derive(Clone, Debug)]
 pub struct Receipt {
@@ -31,7 +34,7 @@ pub struct Receipt {
     pub number: Option<u64>,
     /// Header `webhook-id`.
     pub id: String,
-    /// Whether it was signed with the endpoint's secret.
+    /// Whether it was signed with the endpoint's secret, and carried its secret header.
     pub signed: bool,
     /// The port that it was sent from, which tells the deliverers apart.
     pub port: u16,
@@ -88,6 +91,11 @@ impl Receivers {
     /// Tells the secret that an endpoint's requests are signed with.
     pub fn secret(&self, hook: Hook, secret: String) {
         lock(&self.shared.secrets).insert(hook, secret);
+    }
+
+    /// Every secret of every endpoint.
+    pub fn secrets(&self) -> Vec<String> {
+        lock(&self.shared.secrets).iter().flat_map(|(hook, secret)| [secret.clone(), hook.header()]).collect()
     }
 
     /// Everything that came.
@@ -155,7 +163,8 @@ async fn receive(
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let signed = hook
         .and_then(|hook| lock(&shared.secrets).get(&hook).cloned())
-        .is_some_and(|secret| verify(&secret, &text("x-webhook-signature"), &body));
+        .is_some_and(|secret| verify(&secret, &text("x-webhook-signature"), &body))
+        && hook.is_some_and(|hook| text(HEADER) == hook.header());
     let port = from.port();
     *lock(&shared.open).entry(port).or_default() += 1;
     let receipt = Receipt { came, answered: None, status: 0, hook, number, id: text("webhook-id"), signed, port };

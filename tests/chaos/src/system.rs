@@ -47,6 +47,8 @@ pub struct System {
     servers: Arc<StdMutex<Servers>>,
     proxies: Vec<(ServerKind, Proxy)>,
     env: Vec<(String, String)>,
+    /// Encrypts the secrets in the database; only who takes or uses secrets gets it.
+    secrets_key: String,
     database_url: String,
     redis_url: String,
     nats_url: String,
@@ -77,6 +79,7 @@ impl System {
             ingests: Vec::new(),
             ended_by_themselves: AtomicU64::new(0),
             env: Vec::new(),
+            secrets_key: secrets_key()?,
             servers: Arc::new(StdMutex::new(servers)),
             proxies,
             database_url,
@@ -122,7 +125,11 @@ impl System {
 
     /// Starts a process that doesn't run, where the one before it listened.
     pub fn launch(&self, pod: &mut Pod) -> anyhow::Result<()> {
-        let process = Process::start(&self.dir, &pod.name, &binary(pod.role.binary())?, &pod.args, &self.env)?;
+        let mut env = self.env.clone();
+        if matches!(pod.role, Role::Ingest | Role::Deliverer) {
+            env.push(("RELAY_SECRETS_KEY".to_owned(), self.secrets_key.clone()));
+        }
+        let process = Process::start(&self.dir, &pod.name, &binary(pod.role.binary())?, &pod.args, &env)?;
         pod.process = Some(process);
         Ok(())
     }
@@ -187,6 +194,22 @@ impl System {
             .context("running psql")?;
         ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// How many of these secrets are plain to see where endpoints are stored. All of them, if nothing there is encrypted.
+    pub async fn readable_secrets(&self, secrets: &[String]) -> anyhow::Result<usize> {
+        if self.sql("select bool_and(e::text like '%sealed:%') from endpoints e").await? != "t" {
+            return Ok(secrets.len());
+        }
+        let mut readable = 0;
+        for secret in secrets {
+            let plain = format!(
+                "select exists (select from endpoints e where strpos(e::text, '{secret}') > 0
+                    or strpos(e::text, encode(convert_to('{secret}', 'UTF8'), 'hex')) > 0)"
+            );
+            readable += usize::from(self.sql(&plain).await? == "t");
+        }
+        Ok(readable)
     }
 
     /// What `webhook-relay fsck` says, not through the proxies; `None`: all is sound.
@@ -274,6 +297,12 @@ impl Pod {
         let url = format!("http://{}/health/ready", self.health);
         self.process.as_mut().context("it was not started")?.wait_ready(&url).await
     }
+}
+
+/// A new key, as an operator makes it.
+fn secrets_key() -> anyhow::Result<String> {
+    let key = it::tools::run(std::process::Command::new(binary("webhook-relay")?).args(["secrets", "generate"]))?;
+    Ok(key.trim().to_owned())
 }
 
 fn start_servers(data: &Path) -> anyhow::Result<Servers> {

@@ -52,12 +52,20 @@ pub struct Api {
 impl Api {
     /// Of the interface at `base`, `http://host:port`.
     pub fn new(base: &str) -> Self {
+        Self::built(base, |client| client)
+    }
+
+    /// The same from an address of this machine.
+    pub fn calling_from(base: &str, address: std::net::IpAddr) -> Self {
+        Self::built(base, |client| client.local_address(address))
+    }
+
+    fn built(base: &str, more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Self {
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(Duration::from_secs(30))
-            .build()
-            .expect("a client can be built");
+            .timeout(Duration::from_secs(30));
+        let client = more(client).build().expect("a client can be built");
         Self { client, base: base.to_owned(), key: None }
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::api::Api;
+use crate::disk::Disk;
 use crate::process::{Process, ServiceFlags, binary, free_port};
 use crate::proxy::Proxy;
 use crate::sink::Sink;
@@ -92,6 +93,18 @@ impl World {
         std::fs::remove_file(self.data("servers.env"))?;
         self.up = Process::start(&self.dir.0, "servers-again", &binary("webhook-relay")?, &self.up_args, &[])?;
         wait_for_file(&self.data("servers.env"), &mut self.up).await
+    }
+
+    /// Private servers, one of which (`postgres`, `nats`) has its data on a disk of its own.
+    pub async fn on_a_small_disk(server: &str) -> anyhow::Result<(Self, Disk)> {
+        let mut world = Self::absent().await?;
+        let dir = world.data(server);
+        let args = Disk::arguments(&dir, &binary("webhook-relay")?, &world.up_args)?;
+        std::fs::remove_file(world.data("servers.env"))?;
+        world.up = Process::start(&world.dir.0, "servers-again", std::path::Path::new("unshare"), &args, &[])?;
+        wait_for_file(&world.data("servers.env"), &mut world.up).await?;
+        let disk = Disk::of(dir, world.up.pid());
+        Ok((world, disk))
     }
 
     async fn with(command: &str, more: &[&str], key: Option<&str>, ports: [u16; 2]) -> anyhow::Result<Self> {

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use dispatcher::{Decoded, Unusable, decode};
 use relay_bus::{Bus, PublishError, StoredMessage};
+use relay_core::audit::ThrownAway;
 use relay_core::bundle::BundleWriter;
 use relay_core::event::Event;
 use relay_core::ids::EventId;
@@ -24,7 +25,8 @@ pub struct History<'a> {
     pub store: &'a Store,
     pub bus: &'a Bus,
     /// As the dispatchers have it.
-    pub payload_bytes_max: usize,
+    payload_bytes_max: usize,
+    pub thrown_away: ThrownAway,
 }
 
 /// Some messages that follow each other.
@@ -37,7 +39,9 @@ pub struct Part {
     pub newer: u64,
     /// How many events and dead letters they must have become.
     pub events: u64,
-    /// What PostgreSQL doesn't have of these.
+    /// Of these: not in PostgreSQL any more, since retention has thrown them away.
+    pub dropped: u64,
+    /// What PostgreSQL doesn't have of the others.
     pub lost: Vec<Lost>,
     /// Where the next part begins.
     pub next: u64,
@@ -85,7 +89,13 @@ impl Lost {
     }
 }
 
-impl History<'_> {
+impl<'a> History<'a> {
+    /// Reads from PostgreSQL what needn't be there any more.
+    pub async fn open(store: &'a Store, bus: &'a Bus, payload_bytes_max: usize) -> anyhow::Result<Self> {
+        let thrown_away = store.thrown_away().await.context("reading what retention has thrown away")?;
+        Ok(Self { store, bus, payload_bytes_max, thrown_away })
+    }
+
     /// Compares the next messages from the sequence `from` to `to`.
     pub async fn part(&self, from: u64, to: u64) -> anyhow::Result<Part> {
         let read = self.bus.retained_part(from, to, PART).await?;
@@ -95,6 +105,7 @@ impl History<'_> {
             absent: read.next - from - messages,
             newer: 0,
             events: 0,
+            dropped: 0,
             lost: Vec::new(),
             next: read.next,
         };
@@ -108,7 +119,9 @@ impl History<'_> {
         part.events = expected.len() as u64;
         let ids: Vec<EventId> = expected.iter().flat_map(|e| e.ids.iter().copied()).collect();
         let unknown: HashSet<EventId> = self.store.unknown_events(&ids).await?.into_iter().collect();
-        part.lost = expected.into_iter().filter(|e| e.ids.iter().all(|id| unknown.contains(id))).collect();
+        let absent = expected.into_iter().filter(|e| e.ids.iter().all(|id| unknown.contains(id)));
+        let (dropped, lost): (Vec<_>, Vec<_>) = absent.partition(|e| self.thrown_away.covers(e.id(), e.is_letter()));
+        (part.dropped, part.lost) = (dropped.len() as u64, lost);
         Ok(part)
     }
 

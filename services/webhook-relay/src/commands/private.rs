@@ -1,5 +1,6 @@
 //! Flags and files of the private servers, for the commands that start them.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ const KEYS: &str = "secrets.keys";
 const LOOK: Duration = Duration::from_secs(1);
 /// nats-server is started again when it has been ill for this long: since 2.14 a stream freezes on a disk error until then.
 const ILL_MAX: Duration = Duration::from_secs(10);
+/// Longest wait between two starts of a server that can't be started, such as a PostgreSQL without room for its log.
+const START_WAIT_MAX: Duration = Duration::from_secs(8);
 
 /// Where private servers live.
 #[derive(Clone, Debug, clap::Args)]
@@ -117,26 +120,57 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::rename(&new, path).with_context(|| format!("writing {}", path.display()))
 }
 
+/// The starts of a server that ended by itself.
+#[derive(Default)]
+struct Starts {
+    wait: Duration,
+    next: Option<Instant>,
+}
+
+/// Starts a server that ended by itself; less and less often while it can't be started.
+fn start_again(servers: &mut Servers, kind: ServerKind, starts: &mut Starts) {
+    if servers.is_running(kind) {
+        *starts = Starts::default();
+        return;
+    }
+    if starts.next.is_some_and(|next| Instant::now() < next) {
+        return;
+    }
+    if let Some(status) = servers.exit_status(kind) {
+        tracing::error!(server = ?kind, %status, log = %servers.log_file(kind).display(), "a private server ended; starting it again");
+    }
+    if let Err(error) = servers.start_server(kind) {
+        starts.wait = (starts.wait * 2).clamp(LOOK, START_WAIT_MAX);
+        starts.next = Some(Instant::now() + starts.wait);
+        tracing::error!(server = ?kind, %error, again_in = ?starts.wait, "it can't be started");
+    }
+}
+
 /// Looks after the servers on the main thread until `done` says that the services have ended.
 pub fn supervise(servers: &mut Servers, kinds: &[ServerKind], done: &mpsc::Receiver<()>) {
     let mut ill_since: Option<Instant> = None;
+    let mut room_is_missed = false;
+    let mut starts = BTreeMap::new();
     while let Err(mpsc::RecvTimeoutError::Timeout) = done.recv_timeout(LOOK) {
         for kind in kinds {
-            if let Some(status) = servers.exit_status(*kind) {
-                tracing::error!(server = ?kind, %status, log = %servers.log_file(*kind).display(), "a private server ended; starting it again");
-                if let Err(error) = servers.start_server(*kind) {
-                    tracing::error!(server = ?kind, %error, "it can't be started; trying again");
-                }
-            }
+            start_again(servers, *kind, starts.entry(*kind).or_default());
         }
         if !kinds.contains(&ServerKind::Nats) || servers.check(ServerKind::Nats).is_ok() {
             ill_since = None;
             continue;
         }
         let since = *ill_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= ILL_MAX {
+        if since.elapsed() < ILL_MAX {
+            continue;
+        }
+        // As long as there is no room it couldn't even start, and what it has can be read.
+        if let Err(error) = servers.check_room(ServerKind::Nats) {
+            if !std::mem::replace(&mut room_is_missed, true) {
+                tracing::error!(%error, "nats-server is ill and its disk has no room; it is started again when there is some");
+            }
+        } else {
             tracing::error!("nats-server reports that it is ill; starting it again");
-            ill_since = None;
+            (ill_since, room_is_missed) = (None, false);
             if let Err(error) = servers
                 .stop_server(ServerKind::Nats, Signal::Terminate)
                 .and_then(|()| servers.start_server(ServerKind::Nats))

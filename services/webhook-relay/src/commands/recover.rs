@@ -106,6 +106,8 @@ struct Report {
     events: u64,
     /// Of these: in PostgreSQL.
     present: u64,
+    /// Of these: thrown away by retention before. They stay away.
+    dropped: u64,
     /// Not in PostgreSQL, but on their way to the dispatchers already.
     waiting: u64,
     /// Published again; with `dry_run` only counted.
@@ -134,9 +136,10 @@ fn recover(args: &Args) -> anyhow::Result<Report> {
     let nats = args.access.nats_url(&args.nats)?;
     args.access.with_store(async |store| {
         let bus = super::access::bus(&nats, "webhook-relay recover").await?;
-        let history = History { store, bus: &bus, payload_bytes_max: args.payload_bytes_max };
+        let history = History::open(store, &bus, args.payload_bytes_max).await?;
         let held = bus.retained().await.context("reading what NATS holds")?;
-        walk(&history, &held, Report::new(since, now, &held, args.dry_run)).await
+        let days = history.thrown_away.days;
+        walk(&history, &held, Report::new(since, now, days, &held, args.dry_run)).await
     })
 }
 
@@ -153,7 +156,8 @@ async fn walk(history: &History<'_>, held: &Retained, mut report: Report) -> any
         report.removed_messages += part.absent;
         report.newer_messages += part.newer;
         report.events += part.events;
-        report.present += part.events - part.lost.len() as u64;
+        report.dropped += part.dropped;
+        report.present += part.events - part.dropped - part.lost.len() as u64;
         if !part.lost.is_empty() {
             // Asked for only once something is missing: an earlier run's copies may lie behind what dispatchers have had.
             let known = match &mut waiting {
@@ -187,18 +191,26 @@ fn gap(since: DateTime<Utc>, now: DateTime<Utc>, whole_since: Option<DateTime<Ut
 }
 
 impl Report {
-    fn new(since: DateTime<Utc>, now: DateTime<Utc>, held: &Retained, dry_run: bool) -> Self {
+    /// `dropped_before`: nothing is missed from before that, since retention has thrown it away.
+    fn new(
+        since: DateTime<Utc>,
+        now: DateTime<Utc>,
+        dropped_before: Option<DateTime<Utc>>,
+        held: &Retained,
+        dry_run: bool,
+    ) -> Self {
         Self {
             since,
             dry_run,
             messages: 0,
             events: 0,
             present: 0,
+            dropped: 0,
             waiting: 0,
             recovered: 0,
             recovered_letters: 0,
             undelivered_messages: held.last.saturating_sub(held.delivered.max(held.first.saturating_sub(1))),
-            gap: gap(since, now, held.whole_since),
+            gap: gap(since.max(dropped_before.unwrap_or(since)), now, held.whole_since),
             removed_messages: 0,
             newer_messages: 0,
         }
@@ -220,6 +232,9 @@ impl fmt::Display for Report {
             f,
             "recovered   {recovered} events {done} published again, {recovered_letters} dead letters {done} written"
         )?;
+        if self.dropped > 0 {
+            writeln!(f, "dropped     {} were thrown away by retention, and stay away", self.dropped)?;
+        }
         if *waiting > 0 {
             writeln!(f, "waiting     {waiting} are on their way to the dispatchers already")?;
         }
@@ -265,12 +280,14 @@ mod tests {
         assert_eq!(gap(at(0), at(9), None), Some(Gap { from: at(0), to: at(9) }));
         let held = Retained { first: 5, acknowledged: 7, delivered: 8, last: 9, whole_since: Some(at(3)) };
         let code = |report: &Report| format!("{:?}", report.exit_code());
-        let mut report = Report::new(at(0), at(9), &held, true);
+        let mut report = Report::new(at(0), at(9), None, &held, true);
         assert_eq!((report.undelivered_messages, code(&report)), (1, format!("{:?}", ExitCode::from(GAP))));
         let shown = report.to_string();
         assert!(shown.contains("nothing of 2027-01-15 08:00:00Z to 2027-01-15 08:00:03Z"), "{shown}");
         assert!(shown.contains("0 events would be published again") && shown.contains("backlog"), "{shown}");
-        report.gap = None;
+        // What retention has thrown away isn't missed.
+        assert_eq!(Report::new(at(0), at(9), Some(at(2)), &held, true).gap, Some(Gap { from: at(2), to: at(3) }));
+        report.gap = Report::new(at(0), at(9), Some(at(3)), &held, true).gap;
         assert_eq!(code(&report), format!("{:?}", ExitCode::SUCCESS));
         report.removed_messages = 1;
         assert_eq!(code(&report), format!("{:?}", ExitCode::from(GAP)));

@@ -100,9 +100,10 @@ impl Fault {
         )
     }
 
-    /// Ends so much at once that it hides what one safety is for.
-    fn sweeps(self) -> bool {
-        matches!(self, Self::KillAll | Self::PostgresAway | Self::NatsAway | Self::EventsFull | Self::Restore)
+    /// Ends what a safety is for before it can show: both of these are about an answer that comes late to a process that
+    /// lives on. With it they are still found, but in one seed of some 6,000 in place of some 500.
+    fn hides(self, mutation: Option<Mutation>) -> bool {
+        self == Self::KillAll && matches!(mutation, Some(Mutation::NoRerun | Mutation::LateCheckCounts))
     }
 }
 
@@ -187,7 +188,7 @@ impl Setup {
             1..=4 => dice.range(1, 2),
             _ => dice.range(3, 8),
         };
-        let drawn: Vec<Fault> = FAULTS.into_iter().filter(|f| mutation.is_none() || !f.sweeps()).collect();
+        let drawn: Vec<Fault> = FAULTS.into_iter().filter(|f| !f.hides(mutation)).collect();
         for _ in 0..kinds {
             let p = 0.02 + 0.2 * dice.unit();
             match dice.index(drawn.len() + 7) {

@@ -3,7 +3,7 @@
 //! quiet: nothing is lost, and no more comes twice than the row says.
 //!
 //! Rows whose harm heals in the same way share a system. By part of the system: `accepting`, `dispatching`, `delivering`,
-//! `outages`; by what heals them: `leases`; `mutations` breaks a safety and must find the books red; `table` keeps
+//! `outages`, `replaying`; by what heals them: `leases`; `mutations` breaks a safety and must find the books red; `table` keeps
 //! docs/chaos.md honest.
 
 mod accepting;
@@ -12,6 +12,7 @@ mod dispatching;
 mod leases;
 mod mutations;
 mod outages;
+mod replaying;
 mod table;
 
 use std::cell::Cell;

@@ -22,7 +22,7 @@ fn recover(w: &World, args: &[&str]) -> anyhow::Result<(Option<i32>, String, Str
 }
 
 /// The figures of a `recover --json`, which must end with this exit code.
-fn figures(w: &World, code: i32, args: &[&str]) -> anyhow::Result<Value> {
+pub fn figures(w: &World, code: i32, args: &[&str]) -> anyhow::Result<Value> {
     let (ended, output, error) = recover(w, &[args, &["--json"]].concat())?;
     anyhow::ensure!(ended == Some(code), "{ended:?}: {output}{error}");
     Ok(serde_json::from_str(&output)?)
@@ -130,5 +130,68 @@ fn servers_that_do_not_answer_and_times_to_come_are_refused() -> anyhow::Result<
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && error.contains(says), "{error}");
     }
+    Ok(())
+}
+
+/// The block of commands in docs/backup.md that has these words.
+fn documented(words: &str) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(it::tools::repository().join("docs/backup.md"))?;
+    let (mut blocks, mut is_in) = (Vec::<String>::new(), false);
+    for line in text.lines() {
+        let is_command = line.starts_with("    ");
+        if is_command && !is_in {
+            blocks.push(String::new());
+        }
+        if let (true, Some(block)) = (is_command, blocks.last_mut()) {
+            block.push_str(line);
+            block.push('\n');
+        }
+        is_in = is_command;
+    }
+    let found: Vec<_> = blocks.into_iter().filter(|block| block.contains(words)).collect();
+    anyhow::ensure!(found.len() == 1, "{words}: {found:?}");
+    Ok(found.concat())
+}
+
+/// Backup and restore with the commands that docs/backup.md has, word by word.
+#[tokio::test]
+async fn the_documented_commands_restore() -> anyhow::Result<()> {
+    let mut w = World::servers().await?;
+    let dir = w.data("backup");
+    std::fs::create_dir(&dir)?;
+    let programs = binary("webhook-relay")?.parent().expect("it lies in a directory").to_owned();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH")?);
+    let links = ["DATABASE_URL", "NATS_URL"].map(|name| w.link(name).map(|url| (name, url)));
+    let links = links.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let run = |words: &str| {
+        let mut shell = std::process::Command::new("bash");
+        shell.args(["-euc", &documented(words)?]).current_dir(&dir).env("PATH", &path).envs(links.iter().cloned());
+        it::tools::run(&mut shell)
+    };
+
+    let mut up = w.all("before", &[]).await?;
+    w.api.endpoint(&w.sink.url("/orders"), json!({})).await?;
+    let old = send(&w, "old", 3).await?;
+    w.sink.wait("/orders", old).await?;
+    // The command notes whole seconds, and the accept log of this test isn't older than that.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    run("pg_dump")?;
+    let new = send(&w, "new", 4).await?;
+    w.sink.wait("/orders", old + new).await?;
+    anyhow::ensure!(up.terminate().await?, "{}", up.output());
+
+    run("pg_restore")?;
+    assert_eq!(sql(&w, "select count(*) from events where type = 'order.created'")?, old.to_string());
+    let migrated =
+        std::process::Command::new(binary("webhook-relay")?).arg("migrate").envs(links.iter().cloned()).output()?;
+    assert_eq!(String::from_utf8_lossy(&migrated.stdout).trim(), "the schema was up to date");
+    let said = run("webhook-relay recover")?;
+    let recovered = format!("recovered   {new} events were published again");
+    assert!(said.contains(&recovered.replace("were", "would be")) && said.contains(&recovered), "{said}");
+    let _up = w.all("after", &[]).await?;
+    w.sink.wait("/orders", old + 2 * new).await?;
+    w.api.wait_for("/events?event_type=order.created&size=1", |a| a.body["total"] == json!(old + new)).await?;
+    let (code, report) = fsck(&w, &[])?;
+    assert_eq!(code, Some(0), "{report:#}");
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! Retention with time shifted: what is stored is moved into the past, and the leader's duty finds it there.
 
+use anyhow::Context as _;
+use base64::Engine as _;
 use it::{Reply, World};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fsck::fsck;
-use crate::servers::{purge, sql};
+use crate::recover::figures;
+use crate::servers::{nats, purge, sql};
 
 /// Moves ids, and times, of the events whose types begin with `old` 40 days into the past.
 const SHIFT: &str = "
@@ -76,5 +79,73 @@ async fn an_expired_day_is_dropped_and_what_was_open_there_becomes_letters() -> 
 
     let expired = w.api.get("/dlq?event_type=old.later&size=1").await?.expect(200).body["items"][0].clone();
     assert_eq!(expired["reason"], "expired", "{expired}");
+    Ok(())
+}
+
+/// Puts a copy of an event into the accept log as if it had been accepted so many days before. Returns its id.
+async fn accept_before(w: &World, event: &str, days: u64) -> anyhow::Result<String> {
+    let (nats, engine) = (nats(w).await?, base64::engine::general_purpose::STANDARD);
+    let id = event.parse::<uuid::Uuid>()?;
+    for sequence in 1.. {
+        let ask = json!({ "seq": sequence }).to_string();
+        let answer = nats.request("$JS.API.STREAM.MSG.GET.EVENTS", ask.into()).await?;
+        let answer: Value = serde_json::from_slice(&answer.payload)?;
+        let body = answer["message"]["data"].as_str().with_context(|| format!("{event} is in no bundle: {answer}"))?;
+        let mut body = engine.decode(body)?;
+        let Some(at) = body.windows(16).position(|bytes| bytes == id.as_bytes()) else { continue };
+        // An id begins with its time.
+        let mut time = [0; 8];
+        time[2..].copy_from_slice(&body[at..at + 6]);
+        let before = u64::from_be_bytes(time) - days * 86_400_000;
+        body[at..at + 6].copy_from_slice(&before.to_be_bytes()[2..]);
+        let old = uuid::Uuid::from_slice(&body[at..at + 16])?;
+        let answer = nats.request("relay.bundles.0", body.into()).await?;
+        let answer: Value = serde_json::from_slice(&answer.payload)?;
+        anyhow::ensure!(answer["error"].is_null(), "{answer}");
+        return Ok(old.to_string());
+    }
+    unreachable!("there is a last message")
+}
+
+/// NATS keeps its history for longer than PostgreSQL does: what retention has dropped isn't lost, and isn't sent again.
+#[tokio::test]
+async fn what_was_dropped_is_not_brought_back() -> anyhow::Result<()> {
+    let mut w = World::servers().await?;
+    let mut up = w.all("before", &[]).await?;
+    w.api.endpoint(&w.sink.url("/orders"), json!({})).await?;
+    let event = json!({"event_type": "order.created", "payload": 1});
+    let event = w.api.post("/events", &event).await?.expect(202).text("id");
+    w.api.wait_status(&event, "delivered").await?;
+    let old = accept_before(&w, &event, 12).await?;
+    w.api.wait_status(&old, "delivered").await?;
+    anyhow::ensure!(up.terminate().await?, "{}", up.output());
+    let whole = figures(&w, 1, &["--since", "60d", "--dry-run"])?;
+    assert_eq!((&whole["recovered"], &whole["dropped"]), (&json!(0), &json!(0)), "{whole}");
+
+    let mut up = w.all("after", &["--retention-days", "10"]).await?;
+    up.wait_said("dropped").await?;
+    w.api.wait_for(&format!("/events/{old}"), |a| a.status == 404).await?;
+    anyhow::ensure!(up.terminate().await?, "{}", up.output());
+    // Without the mark it would be.
+    let mark = |days: i32| sql(&w, &format!("update retention_marks set before = before + {days} * interval '1 day'"));
+    mark(-30)?;
+    assert_eq!(fsck(&w, &["--since", "60d"])?.0, Some(1));
+    mark(30)?;
+    for args in [&["--since", "60d"][..], &["--since", "60d", "--repair"]] {
+        let (code, report) = fsck(&w, args)?;
+        assert!(code == Some(0) && report.to_string().contains("1 of them thrown away by retention"), "{report:#}");
+    }
+    let figures = figures(&w, 1, &["--since", "60d"])?;
+    assert_eq!((&figures["recovered"], &figures["dropped"]), (&json!(0), &json!(1)), "{figures}");
+    // Of the time before that nothing is missed.
+    let earlier = chrono::Utc::now() - chrono::TimeDelta::days(11);
+    assert!(figures["gap"]["from"].as_str() > Some(&earlier.to_rfc3339()), "{figures}");
+
+    let _up = w.all("again", &[]).await?;
+    let event = json!({"event_type": "order.created", "payload": 2});
+    let event = w.api.post("/events", &event).await?.expect(202).text("id");
+    w.api.wait_status(&event, "delivered").await?;
+    let came = w.sink.received("/orders");
+    assert_eq!(came.iter().filter(|r| r.header("webhook-id") == old).count(), 1, "it came once, 12 days ago");
     Ok(())
 }

@@ -27,15 +27,16 @@ pub async fn accepted(links: &Links<'_>) -> Check {
 }
 
 async fn walk_history(links: &Links<'_>, check: &mut Check) -> anyhow::Result<String> {
-    let history = History { store: links.store, bus: links.bus, payload_bytes_max: links.payload_bytes_max };
+    let history = History::open(links.store, links.bus, links.payload_bytes_max).await?;
     let held = links.bus.retained().await?;
     let mut next = held.first.max(1);
-    let (mut messages, mut events) = (0, 0);
+    let (mut messages, mut events, mut dropped) = (0, 0, 0);
     while next <= held.acknowledged {
         let part = history.part(next, held.acknowledged).await?;
         next = part.next;
         messages += part.messages;
         events += part.events;
+        dropped += part.dropped;
         if links.repair {
             history.restore(&part.lost).await?;
         }
@@ -48,7 +49,8 @@ async fn walk_history(links: &Links<'_>, check: &mut Check) -> anyhow::Result<St
         }
     }
     let waiting = held.last.saturating_sub(held.acknowledged.max(held.first.saturating_sub(1)));
-    Ok(format!("{events} events in {messages} messages; {waiting} messages are not acknowledged yet"))
+    let dropped = if dropped > 0 { format!(", {dropped} of them thrown away by retention") } else { String::new() };
+    Ok(format!("{events} events in {messages} messages{dropped}; {waiting} messages are not acknowledged yet"))
 }
 
 /// Invariant I2, dead-lettered deliveries without letters, and the attempts of these events against the statistics.
