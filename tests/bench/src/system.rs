@@ -2,6 +2,7 @@
 //! processes of its own beside `webhook-relay servers`.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -53,6 +54,16 @@ pub fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Whether the interface at an address answers with more than that it is starting.
+fn serves(listen: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = std::net::TcpStream::connect(listen)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"GET /openapi.json HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")?;
+    let mut start = [0; 12];
+    stream.read_exact(&mut start)?;
+    Ok(start == *b"HTTP/1.1 200")
+}
+
 impl System {
     /// Starts it all in one and waits until its interface listens.
     pub fn start(binary: &Path) -> anyhow::Result<Self> {
@@ -95,7 +106,7 @@ impl System {
                 start("ingest", &["--listen", &interface, "--allow-network", "127.0.0.0/8"])?;
             }
         }
-        system.await_that("the interface", |s| std::net::TcpStream::connect(s.listen).is_ok())?;
+        system.await_that("the interface", |s| serves(s.listen).unwrap_or(false))?;
         Ok(system)
     }
 
@@ -151,7 +162,9 @@ impl System {
     /// The addresses of its servers, as its services take them from their environment.
     fn addresses(&self) -> anyhow::Result<Vec<(String, String)>> {
         let links = std::fs::read_to_string(self.data.0.join("data").join("servers.env"))?;
-        Ok(links.lines().filter_map(|l| l.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect())
+        // Written for a shell: what needs it stands in quotes.
+        let pairs = links.lines().filter_map(|l| l.split_once('='));
+        Ok(pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned())).collect())
     }
 
     fn address(&self, name: &str) -> anyhow::Result<String> {
