@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use relay_servers::{ServerKind, Signal};
+use relay_servers::{ServerKind, Servers, Signal};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -16,6 +16,10 @@ use crate::system::{BATCH, Pod, System};
 
 /// Size of EVENTS while it is to be full: some hundred events.
 const FULL_BYTES: u64 = 64 * 1024;
+/// So much below it counts as full: less than the next bundle takes.
+const NEARLY_BYTES: u64 = 16 * 1024;
+/// How long it is waited for that.
+const FILLED_WITHIN: Duration = Duration::from_secs(20);
 
 /// When a fault begins, and what it hits: what is in flight, and the ports of the one deliverer, if it is one.
 struct Hit {
@@ -167,6 +171,15 @@ impl Nemesis {
                 let mut config = info["config"].clone();
                 let max = std::mem::replace(&mut config["max_bytes"], json!(FULL_BYTES));
                 system.jetstream("STREAM.UPDATE.EVENTS", &config).await?;
+                // On a slow machine producers take their time to fill it.
+                let patience = Instant::now() + FILLED_WITHIN;
+                while Instant::now() < patience {
+                    let info = system.jetstream("STREAM.INFO.EVENTS", &json!({})).await?;
+                    if info["state"]["bytes"].as_u64().unwrap_or_default() >= FULL_BYTES - NEARLY_BYTES {
+                        break;
+                    }
+                    sleep(Duration::from_millis(200)).await;
+                }
                 sleep(Duration::from_millis(dice.between(2_000, 10_000))).await;
                 config["max_bytes"] = max;
                 system.jetstream("STREAM.UPDATE.EVENTS", &config).await?;
@@ -206,9 +219,9 @@ impl Nemesis {
 
     async fn crash(&self, kinds: &[ServerKind], signal: Signal) -> anyhow::Result<()> {
         let kinds = kinds.to_vec();
-        let work = move |servers: &mut relay_servers::Servers| {
+        let work = move |servers: &mut Servers| {
             kinds.iter().try_for_each(|kind| servers.stop_server(*kind, signal))?;
-            Ok(kinds.iter().try_for_each(|kind| servers.start_server(*kind))?)
+            kinds.iter().try_for_each(|kind| start_again(servers, *kind))
         };
         self.system.servers(work).await
     }
@@ -217,5 +230,17 @@ impl Nemesis {
     fn a_while(&self, dice: &mut Dice) -> Duration {
         let minute = dice.one_in(4) && self.until >= Duration::from_secs(180);
         if minute { Duration::from_secs(60) } else { Duration::from_millis(dice.between(2_000, 15_000)) }
+    }
+}
+
+/// The processes of a killed PostgreSQL notice its end a little later, and until then it doesn't start again.
+fn start_again(servers: &mut Servers, kind: ServerKind) -> anyhow::Result<()> {
+    let mut tries = 20;
+    loop {
+        match servers.start_server(kind) {
+            Err(_) if tries > 0 => std::thread::sleep(Duration::from_millis(500)),
+            started => return Ok(started?),
+        }
+        tries -= 1;
     }
 }
