@@ -1,5 +1,6 @@
 //! Publishing what matters: bundles of events and of jobs, each with its PubAck. Steps 2 and 7 of an event's way.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -53,6 +54,22 @@ enum Published {
     Duplicate,
 }
 
+/// A publish to EVENTS that is waited for. At its end it notes whether EVENTS was silent; also where nobody waits for it any
+/// longer, since a request's deadline may end a little before the publish's own.
+struct Waiting<'a> {
+    bus: &'a Bus,
+    /// What is to be noted, if anything.
+    silent: Option<Option<u16>>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(silent) = self.silent {
+            *self.bus.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent;
+        }
+    }
+}
+
 impl Bus {
     /// Publishes a bundle of events for a shard and waits until JetStream has stored it.
     ///
@@ -64,13 +81,13 @@ impl Bus {
     }
 
     async fn publish_bundle(&self, shard: u16, bundle: Bytes, within: Duration) -> Result<(), PublishError> {
+        let mut waiting = Waiting { bus: self, silent: Some(Some(shard)) };
         let outcome = self.publish_acked(&subject::bundles(shard), None, bundle, within).await.map(drop);
-        let silent = match outcome {
-            Err(PublishError::Unknown(_)) => Some(shard),
-            Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => None,
-            Err(PublishError::Unavailable(_)) => return outcome,
+        waiting.silent = match outcome {
+            Err(PublishError::Unknown(_)) => Some(Some(shard)),
+            Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => Some(None),
+            Err(PublishError::Unavailable(_)) => None,
         };
-        *self.silent.lock().expect("no code panics while it holds this lock") = silent;
         outcome
     }
 
