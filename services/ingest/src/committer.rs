@@ -55,7 +55,7 @@ impl Default for CommitLimits {
         Self {
             queue_events: 20_000,
             queue_bytes: 64 * 1024 * 1024,
-            wait_max: Duration::from_millis(100),
+            wait_max: Duration::from_millis(200),
             in_flight: 2,
             linger: Duration::from_millis(1),
             linger_from_rate: 1_000.0,
