@@ -2,8 +2,9 @@
 //! do their jobs count as settled, which is what acks their messages.
 //!
 //! Nobody waits for a record but the room it takes up, so a batch gathers as long as the rate of results makes
-//! worth while; a recorder that little comes to writes at once, and one statement at a time. Invariants: a batch whose outcome is unknown, or that failed because of the database, is written
-//! again *as it is* until it succeeds; nothing is settled before its commit.
+//! worth while; a recorder that little comes to writes at once, and one statement at a time. Invariants: a batch whose
+//! outcome is unknown, or that failed because of the database, is written again *as it is* until it succeeds; nothing is
+//! settled before its commit.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -74,7 +74,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let base = openapi::document("WebhookRelay: dead letters", "What could not be delivered, and what to do about it.");
     let (routes, mut document) = OpenApiRouter::with_openapi(base).merge(manager.router()).split_for_parts();
     let bodies = Bodies::new(BODIES_BYTES_MAX);
-    let routes = auth::protect(bodies.around(routes), &mut document, guard);
+    let routes = auth::protect(routes, &mut document, guard, &bodies);
     let router = http::layers(openapi::show(routes, &document), BODY_BYTES_MAX);
 
     // In the order in which they end, behind the interface.

@@ -272,14 +272,8 @@ where
                 self.metrics.bundle_events.record(count(group.requests.len()));
                 let more = !left_over.is_empty() || !self.queue.is_empty();
                 self.outlook.lock().began(group.requests.len(), Instant::now());
-                let metrics = &self.metrics;
-                flights.push(fly(
-                    self.publish.clone(),
-                    group,
-                    metrics.publish_seconds.clone(),
-                    self.outlook.clone(),
-                    more,
-                ));
+                let seconds = self.metrics.publish_seconds.clone();
+                flights.push(fly(self.publish.clone(), group, seconds, self.outlook.clone(), more));
             }
         }
         while flights.next().await.is_some() {}

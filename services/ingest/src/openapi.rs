@@ -32,7 +32,7 @@ pub fn base<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
 /// no key.
 pub fn with_document(router: OpenApiRouter, guard: Guard, bodies: &Bodies) -> Router {
     let (routes, mut document) = router.split_for_parts();
-    let routes = auth::protect(bodies.around(routes), &mut document, guard);
+    let routes = auth::protect(routes, &mut document, guard, bodies);
     relay_runtime::openapi::show(routes, &document)
 }
 

@@ -36,7 +36,7 @@ use self::routes::Routes;
 pub use self::routes::declare;
 use crate::clock::Clock;
 use crate::flags::{FlagError, secret_from};
-use crate::http::ClientAddress;
+use crate::http::{Bodies, ClientAddress, hold_room};
 use crate::problem::ProblemResponse;
 
 /// The variable with the operator's key (or `RELAY_API_KEY_FILE`).
@@ -352,16 +352,21 @@ impl IntoResponse for Denied {
     }
 }
 
-/// Puts the guard around all routes that are in `routes` by now, and writes into `document`, which describes them, what
-/// each needs.
+/// Puts the guard around all routes that are in `routes` by now, and behind it `bodies`, whose room their requests share;
+/// writes into `document`, which describes them, what each needs.
 pub fn protect<S: Clone + Send + Sync + 'static>(
     routes: Router<S>,
     document: &mut utoipa::openapi::OpenApi,
     guard: Guard,
+    bodies: &Bodies,
 ) -> Router<S> {
     declare(document);
     let needs = Arc::new(Routes::of(document));
-    routes.layer(middleware::from_fn_with_state((guard, needs), stand_guard))
+    // One layer of two: each by itself costs a box and a copy of the request.
+    routes.layer((
+        middleware::from_fn_with_state((guard, needs), stand_guard),
+        middleware::from_fn_with_state(bodies.clone(), hold_room),
+    ))
 }
 
 async fn stand_guard(State((guard, needs)): State<(Guard, Arc<Routes>)>, mut request: Request, next: Next) -> Response {

@@ -19,6 +19,7 @@ use tower::Layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
 
+pub(crate) use self::bodies::hold_room;
 pub use self::bodies::{BODIES_BYTES_MAX, Bodies, Held, NotRead};
 pub use self::front::{Front, FrontError, FrontFlags};
 pub use self::later::Later;

@@ -170,6 +170,7 @@ fn put_key(keys: &mut HashMap<KeyHash, Arc<ApiKey>>, key: ApiKey) {
         keys.insert(key.hash, Arc::new(key));
     }
 }
+
 /// Keys that this process doesn't have, with the number of active endpoints whose secrets need them.
 pub(crate) fn missing_keys<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> BTreeMap<SealingKeyId, usize> {
     let mut missing = BTreeMap::new();

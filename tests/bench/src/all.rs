@@ -1,5 +1,5 @@
-//! Everything in one go: the other measurements one after the other, each with the same number of runs, so that their
-//! figures can be held against each other.
+//! Everything in one go: the other measurements one after the other, so that their figures can be held against each
+//! other. `throughput` and `isolation` run several times, `retries` and `growth`, which take long, once.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub struct Args {
     /// Length of each throughput and latency run, in seconds
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Repetitions; the tables show medians
+    /// Repetitions of `throughput` and `isolation`; the tables show medians
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// Leave out `growth`, which stores millions of events first

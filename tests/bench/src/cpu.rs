@@ -46,12 +46,14 @@ fn processes() -> Vec<Process> {
 }
 
 fn pss(pid: u32) -> u64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let kib = rollup
-        .lines()
-        .find_map(|l| l.strip_prefix("Pss:"))
-        .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
+    bytes(pid, "smaps_rollup", "Pss:").unwrap_or(0)
+}
+
+/// A figure that a file of `/proc/<pid>` has in KiB behind `name`, in bytes.
+fn bytes(pid: u32, file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    let kib: u64 = text.lines().find_map(|l| l.strip_prefix(name))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// What a process is: a server, or one of ours with its subcommand.
@@ -96,15 +98,11 @@ pub fn peaks(roots: &[u32]) -> BTreeMap<String, u64> {
     let members = family(&all, roots.to_vec());
     let mut peaks = BTreeMap::new();
     for process in all.iter().filter(|p| members.contains(&p.pid)) {
-        let (role, status) = (role(process), std::fs::read_to_string(format!("/proc/{}/status", process.pid)));
-        let kib = status
-            .unwrap_or_default()
-            .lines()
-            .find_map(|l| l.strip_prefix("VmHWM:").and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()));
-        let Some(kib) = kib.filter(|_| role.starts_with(OURS)) else { continue };
+        let role = role(process);
+        let Some(peak) = bytes(process.pid, "status", "VmHWM:").filter(|_| role.starts_with(OURS)) else { continue };
         let names = std::iter::once(role.clone()).chain((2..).map(|n| format!("{role} {n}")));
         let name = names.into_iter().find(|name| !peaks.contains_key(name)).unwrap_or(role);
-        peaks.insert(name, kib * 1024);
+        peaks.insert(name, peak);
     }
     peaks
 }

@@ -134,8 +134,8 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let sink = Sink::start().await?;
     let ids = system.register(args.endpoints, |i| format!("{}/ok/{i}", sink.url()), &serde_json::json!({})).await?;
     let target = Target::new(&system, To::each(ids), args.payload_bytes);
+    load::warm_up(&target, &sink).await?;
     eprintln!("measuring the capacity");
-    load::closed(&target, &sink, 16, Duration::from_secs(3)).await?;
     let closed = load::closed(&target, &sink, 64, Duration::from_secs(8)).await?;
     let capacity = closed.delivered_per_second();
     let rate = args.rate.map_or(capacity * args.times, |rate| rate as f64).max(1.0);

@@ -200,6 +200,21 @@ struct Counted {
     accept_us: Vec<u64>,
 }
 
+impl Counted {
+    /// Sends the next event at this time of the sink's clock, and counts what becomes of it.
+    async fn send(&mut self, target: &Target, at_us: u64) {
+        let begun = Instant::now();
+        match target.send_next(at_us).await {
+            (seq, true) => {
+                self.accepted += 1;
+                self.expected += target.expected(seq);
+                self.accept_us.push(begun.elapsed().as_micros() as u64);
+            }
+            (_, false) => self.refused += 1,
+        }
+    }
+}
+
 /// Plain POSTs to the sink: requests a second.
 pub async fn baseline(sink: &Sink, payload_bytes: usize, in_flight: usize, time: Duration) -> anyhow::Result<f64> {
     let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1024).tcp_nodelay(true).build()?;
@@ -238,15 +253,7 @@ pub async fn closed(target: &Target, sink: &Sink, in_flight: usize, time: Durati
     let work = (0..in_flight).map(|_| async {
         let mut counted = Counted::default();
         while started.elapsed() < time {
-            let seq = target.next_seq.fetch_add(1, Ordering::Relaxed);
-            let begun = Instant::now();
-            if target.send(seq, sink.now_us()).await {
-                counted.accepted += 1;
-                counted.expected += target.expected(seq);
-                counted.accept_us.push(begun.elapsed().as_micros() as u64);
-            } else {
-                counted.refused += 1;
-            }
+            counted.send(target, sink.now_us()).await;
         }
         counted
     });
@@ -271,18 +278,8 @@ pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, quiet
     let work = (0..count).map(|i| async move {
         let planned = Duration::from_micros(i * 1_000_000 / rate);
         tokio::time::sleep_until((started + planned).into()).await;
-        let seq = target.next_seq.fetch_add(1, Ordering::Relaxed);
-        let planned_us = first_us + planned.as_micros() as u64;
-        let begun = Instant::now();
-        let accepted = target.send(seq, planned_us).await;
         let mut counted = Counted::default();
-        if accepted {
-            counted.accepted = 1;
-            counted.expected = target.expected(seq);
-            counted.accept_us.push(begun.elapsed().as_micros() as u64);
-        } else {
-            counted.refused = 1;
-        }
+        counted.send(target, first_us + planned.as_micros() as u64).await;
         counted
     });
     let counted = futures_util::future::join_all(work).await;
@@ -297,8 +294,7 @@ pub async fn queue(target: &Target, sink: &Sink, in_flight: usize, count: u64) -
     let work = (0..in_flight).map(|_| async {
         let mut accepted = 0;
         while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
-            let seq = target.next_seq.fetch_add(1, Ordering::Relaxed);
-            accepted += u64::from(target.send(seq, sink.now_us()).await);
+            accepted += u64::from(target.send_next(sink.now_us()).await.1);
         }
         accepted
     });

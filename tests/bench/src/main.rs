@@ -69,7 +69,7 @@ struct Args {
 enum What {
     /// Closed loop at full speed beside plain POSTs, then latency at a low rate (what runs without a subcommand)
     Throughput(throughput::Args),
-    /// Everything but `soak` and `lists`, with medians of three: takes an hour
+    /// Most of them, with medians of three where a run is short: takes an hour
     All(all::Args),
     /// How long after their time due retries arrive
     Retries(retries::Args),

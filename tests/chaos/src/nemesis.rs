@@ -235,12 +235,11 @@ impl Nemesis {
 
 /// The processes of a killed PostgreSQL notice its end a little later, and until then it doesn't start again.
 fn start_again(servers: &mut Servers, kind: ServerKind) -> anyhow::Result<()> {
-    let mut tries = 20;
-    loop {
-        match servers.start_server(kind) {
-            Err(_) if tries > 0 => std::thread::sleep(Duration::from_millis(500)),
-            started => return Ok(started?),
+    for _ in 0..20 {
+        if servers.start_server(kind).is_ok() {
+            return Ok(());
         }
-        tries -= 1;
+        std::thread::sleep(Duration::from_millis(500));
     }
+    Ok(servers.start_server(kind)?)
 }

@@ -89,7 +89,8 @@ fn app(listen: &str, operator: OperatorKey, ring: Ring) -> App {
             .unwrap();
     let whose = |caller: Caller| async move { format!("{} {}", caller.tenant, caller.operator) };
     let mut document: OpenApi = <Document as utoipa::OpenApi>::openapi();
-    App(protect(Router::new().route("/", get(whose).merge(post(whose))), &mut document, guard), ring)
+    let routes = Router::new().route("/", get(whose).merge(post(whose)));
+    App(protect(routes, &mut document, guard, &Bodies::new(1000)), ring)
 }
 
 impl App {

@@ -1,6 +1,6 @@
 //! The bodies of requests hold a common room of bytes ([`BodyRoom`]): counted as they arrive, free again when the request is
 //! answered and nothing of its body is left. Without room a request is refused at once: 503, or 429 where the tenant's own
-//! requests took it. Put around routes by [`Bodies::around`], behind the guard, which knows the tenant.
+//! requests took it. Put around routes by [`crate::auth::protect`], behind the guard, which knows the tenant.
 //!
 //! Invariant: what bodies hold in memory follows what is counted: small pieces are gathered, since each would keep the
 //! whole buffer that it was read into.
@@ -12,10 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
+use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Body as _, Frame, SizeHint};
 use metrics::{Counter, Gauge};
@@ -53,11 +52,6 @@ impl Bodies {
             used: metrics::gauge!("relay_http_body_bytes"),
             refused: metrics::counter!("relay_http_bodies_refused_total"),
         }))
-    }
-
-    /// Puts the room around all routes that are in `routes` by now. The guard comes around it, later.
-    pub fn around<S: Clone + Send + Sync + 'static>(&self, routes: Router<S>) -> Router<S> {
-        routes.layer(middleware::from_fn_with_state(self.clone(), count))
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut BodyRoom) -> T) -> T {
@@ -156,7 +150,8 @@ impl From<NotRead> for Problem {
     }
 }
 
-async fn count(State(bodies): State<Bodies>, mut request: Request, next: Next) -> Response {
+/// The layer: what comes of a request's body holds room until the request is answered.
+pub(crate) async fn hold_room(State(bodies): State<Bodies>, mut request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }

@@ -1,7 +1,9 @@
 use super::*;
+use axum::Router;
 use axum::body::to_bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use futures_util::stream;
@@ -31,10 +33,14 @@ fn request(tenant: &str, body: Body) -> Request {
     request
 }
 
+fn around(bodies: &Bodies, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(bodies.clone(), hold_room))
+}
+
 /// A route that answers the length of a body of up to a megabyte.
 fn lengths(bodies: &Bodies) -> Router {
     let read = async |body: Bytes| body.len().to_string();
-    bodies.around(Router::new().route("/", post(read)).layer(DefaultBodyLimit::max(1_000_000)))
+    around(bodies, Router::new().route("/", post(read)).layer(DefaultBodyLimit::max(1_000_000)))
 }
 
 fn used(bodies: &Bodies) -> usize {
@@ -91,7 +97,7 @@ async fn what_is_kept_of_a_body_holds_its_room() {
         let kept = kept.lock().unwrap().take().unwrap();
         kept.send(held.0.keep(body).slice(10..20)).unwrap();
     };
-    let router = bodies.around(Router::new().route("/", post(keep)));
+    let router = around(&bodies, Router::new().route("/", post(keep)));
     let (status, _) = answer(router.oneshot(request("a", Body::from("x".repeat(500)))).await.unwrap()).await;
     assert_eq!((status, used(&bodies)), (StatusCode::OK, 500), "all of it, as the slice keeps all of it");
     let slice = keeping.await.unwrap();
@@ -104,7 +110,7 @@ async fn what_is_kept_of_a_body_holds_its_room() {
 async fn without_room_the_answer_says_whose_doing_it_is() {
     let bodies = Bodies::new(1000);
     let read = async |JsonBody(_): JsonBody<serde_json::Value>| {};
-    let router = bodies.around(Router::new().route("/", post(read)));
+    let router = around(&bodies, Router::new().route("/", post(read)));
     let (pieces, body) = fed();
     let slow = tokio::spawn(router.clone().oneshot(request("a", body)));
     pieces.send(&[b'x'; 700]).unwrap();
@@ -165,7 +171,7 @@ async fn small_pieces_are_gathered() {
         }
         axum::Json(sizes).into_response()
     };
-    let router = bodies.around(Router::new().route("/", post(sizes)));
+    let router = around(&bodies, Router::new().route("/", post(sizes)));
     let pieces: Vec<_> = (0..40_000).map(|_| Ok::<_, axum::Error>(Bytes::from_static(b"x"))).collect();
     let response = router.clone().oneshot(request("a", Body::from_stream(stream::iter(pieces)))).await.unwrap();
     assert_eq!(answer(response).await.1, format!("[{PIECE_BYTES},{PIECE_BYTES},{}]", 40_000 - 2 * PIECE_BYTES));
