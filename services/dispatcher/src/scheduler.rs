@@ -14,7 +14,7 @@ use relay_core::endpoint::Endpoint;
 use relay_core::protocol::{self, Budgets, may_claim_lapsed, ramp_rows};
 use relay_core::subject::{HINT_DUE, Lane};
 use relay_runtime::failpoint::{self, Point};
-use relay_store::{ClaimBudget, DueEndpoint, Leader, StoreError};
+use relay_store::{ClaimBudget, Due, DueEndpoint, Leader, StoreError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,10 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// Looking for what is due takes one part in this many of the time at most: where many endpoints have open work,
 /// the looks are spaced out. Time spent on claiming is not idle and doesn't count.
 const LOOK_SHARE: u32 = 6;
+/// Time between two looks for lapsed leases: they are rare, and have waited for long when they lapse.
+const LAPSED_PERIOD: Duration = Duration::from_secs(1);
+/// These looks take one part in this many of the time at most.
+const LAPSED_SHARE: u32 = 20;
 /// Least time between two passes.
 const GAP: Duration = Duration::from_millis(10);
 /// Rows claimed by one pass at most: what a flood has more waits for the next, in which all others have their share.
@@ -48,6 +52,8 @@ pub struct Scheduler {
     budgets: Budgets,
     started: Instant,
     failed_at: Option<Instant>,
+    /// When lapsed leases are looked for again; `None`: at once.
+    next_lapsed: Option<Instant>,
 }
 
 /// What a pass did.
@@ -57,14 +63,14 @@ pub struct Pass {
     pub claimed: usize,
     /// Some endpoint had more due than was claimed.
     pub more: bool,
-    /// What it took to look for endpoints with due rows.
+    /// What it took to look for endpoints with rows that waited.
     pub looked: Duration,
 }
 
 impl Scheduler {
     /// Nothing is known yet.
     pub fn new(links: Links, room: Arc<Room>, meters: Arc<Meters>) -> Self {
-        Self { links, room, meters, budgets: Budgets::default(), started: Instant::now(), failed_at: None }
+        Self { links, room, meters, budgets: Budgets::default(), started: Instant::now(), failed_at: None, next_lapsed: None }
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -73,19 +79,32 @@ impl Scheduler {
 
     /// One pass: looks at what is due, claims what may be sent, publishes it.
     pub async fn step(&mut self, leads_since: Instant) -> Result<Pass, StoreError> {
-        let begun = Instant::now();
-        let due = self.links.store.due().await?;
-        let mut pass = Pass { looked: begun.elapsed(), ..Pass::default() };
+        let mut pass = self.work_off(Due::Waiting).await?;
         let lapsed = may_claim_lapsed(
             self.millis(leads_since),
             self.failed_at.map(|at| self.millis(at)),
             self.millis(Instant::now()),
         );
+        if lapsed && self.next_lapsed.is_none_or(|at| at <= Instant::now()) {
+            let found = self.work_off(Due::Lapsed).await?;
+            let rest = LAPSED_PERIOD.max(found.looked * (LAPSED_SHARE - 1));
+            self.next_lapsed = (!found.more).then(|| Instant::now() + rest);
+            pass.claimed += found.claimed;
+            pass.more |= found.more;
+        }
+        Ok(pass)
+    }
+
+    /// The part of a pass for one kind of what is due.
+    async fn work_off(&mut self, kind: Due) -> Result<Pass, StoreError> {
+        let begun = Instant::now();
+        let due = self.links.store.due(kind).await?;
+        let mut pass = Pass { looked: begun.elapsed(), ..Pass::default() };
         let budgets = self.shares(&due, &mut pass);
         for chunk in budgets.chunks(CLAIM_ENDPOINTS_MAX) {
             let mut left = chunk;
             while !left.is_empty() {
-                let used = self.claim(left, lapsed, &mut pass).await?;
+                let used = self.claim(left, kind, &mut pass).await?;
                 left = left.get(used..).unwrap_or_default();
             }
         }
@@ -155,8 +174,8 @@ impl Scheduler {
 
     /// Claims for the first of these endpoints, and returns for how many: fewer than given where they had more rows
     /// than one statement takes.
-    async fn claim(&mut self, budgets: &[ClaimBudget], lapsed: bool, pass: &mut Pass) -> Result<usize, StoreError> {
-        let claimed = self.links.store.claim(budgets, lapsed, CLAIM_ROWS_MAX).await?;
+    async fn claim(&mut self, budgets: &[ClaimBudget], kind: Due, pass: &mut Pass) -> Result<usize, StoreError> {
+        let claimed = self.links.store.claim(budgets, kind, CLAIM_ROWS_MAX).await?;
         if !claimed.is_empty() {
             failpoint::pass(Point::ScheduleClaimed).await;
         }

@@ -4,8 +4,8 @@
 //! Called by the event routes through [`Committer::submit`]; the publishing itself comes in as a closure, so the
 //! tests need no server. Invariants: a request is answered with success only after the acknowledgement of the
 //! bundle its event is in; whatever a bundle's outcome, each of its requests is answered; a cancelled request
-//! changes nothing for the others; memory is bounded by [`CommitLimits`]. What would wait too long is refused at once
-//! (`outlook`).
+//! changes nothing for the others; memory is bounded by [`CommitLimits`]. What would wait too long is refused at once:
+//! for the accept log ([`outlook`]), or for a processor ([`Shedder`], by [`Committer::takes`]).
 
 mod outlook;
 
@@ -22,12 +22,16 @@ use metrics::Histogram;
 use relay_core::bundle::{BundleWriter, EVENTS_MAX};
 use relay_core::event::Event;
 use relay_core::gathering::Pulse;
+use relay_core::ids::TenantId;
+use relay_core::shedding::Shedder;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::outlook::Outlook;
 
+/// So many requests may always wait for their answer.
+const REQUESTS_ALWAYS: usize = 256;
 /// Pause between two tries of the same bundle.
 const REPUBLISH_PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,6 +44,8 @@ pub struct CommitLimits {
     pub queue_bytes: usize,
     /// How long an event may wait as far as it can be told when it comes; one that would wait longer is refused.
     pub wait_max: Duration,
+    /// How long after its answer a request goes on, as borne while many wait: beyond it the processors don't keep up.
+    pub lag_max: Duration,
     /// Publishes in flight at most.
     pub in_flight: usize,
     /// How long a group gathers when events come fast.
@@ -56,6 +62,7 @@ impl Default for CommitLimits {
             queue_events: 20_000,
             queue_bytes: 64 * 1024 * 1024,
             wait_max: Duration::from_millis(200),
+            lag_max: Duration::from_millis(20),
             in_flight: 2,
             linger: Duration::from_millis(1),
             linger_from_rate: 1_000.0,
@@ -81,6 +88,9 @@ pub enum CommitError {
     /// Too many events or bytes wait already, or too long.
     #[error("too many events are waiting")]
     Overloaded,
+    /// Too many requests wait for a processor.
+    #[error("too many requests are waiting")]
+    Busy,
     /// The accept log has no room.
     #[error("the accept log is full")]
     Full,
@@ -98,8 +108,15 @@ pub enum CommitError {
 struct Waiting {
     event: Event,
     arrived: Instant,
-    done: oneshot::Sender<Result<(), CommitError>>,
+    done: oneshot::Sender<Answer>,
     room: Room,
+}
+
+/// The outcome of an event, and when it was known: the request that waits for it goes on when a processor is free.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    outcome: Result<(), CommitError>,
+    at: Instant,
 }
 
 /// A waiting event's share of the byte budget, given back when it is dropped.
@@ -122,6 +139,17 @@ pub struct Committer {
     bytes_max: usize,
     outlook: SharedOutlook,
     wait_max: Duration,
+    requests: Arc<AtomicUsize>,
+    shedder: Arc<Mutex<Shedder>>,
+}
+
+/// A request that waits for its answer.
+struct Request(Arc<AtomicUsize>);
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The outlook, written by the loop and read by requests.
@@ -177,31 +205,62 @@ where
         bytes_max: limits.queue_bytes,
         outlook: outlook.clone(),
         wait_max: limits.wait_max,
+        requests: Arc::default(),
+        shedder: Arc::new(Mutex::new(Shedder::new(limits.lag_max))),
     };
     (committer, CommitLoop { queue, publish, limits, metrics, outlook })
 }
 
 impl Committer {
+    /// Whether a request of this tenant is taken, asked before anything is done for it.
+    ///
+    /// # Errors
+    /// [`CommitError::Busy`]: many wait, and the processors don't keep up with them.
+    pub fn takes(&self, tenant: &TenantId) -> Result<(), CommitError> {
+        let few = self.requests.load(Ordering::Relaxed) < REQUESTS_ALWAYS;
+        if few || self.shedder().takes(tenant, Instant::now().into_std()) { Ok(()) } else { Err(CommitError::Busy) }
+    }
+
     /// Waits until `event` is on disk in the accept log. Dropping the future only gives up the answer: the
     /// event may still be published.
     pub async fn submit(&self, event: Event) -> Result<(), CommitError> {
-        self.enqueue(event)?.await.unwrap_or(Err(CommitError::Stopped))
+        let _waits = self.request();
+        self.heard(self.enqueue(event)?.await)
     }
 
     /// Waits likewise for many, which are handed over together and so share bundles. One outcome each, in their order.
     pub async fn submit_all(&self, events: Vec<Event>) -> Vec<Result<(), CommitError>> {
+        let _waits = self.request();
         let waiting: Vec<_> = events.into_iter().map(|event| self.enqueue(event)).collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
-        for outcome in waiting {
-            outcomes.push(match outcome {
-                Ok(outcome) => outcome.await.unwrap_or(Err(CommitError::Stopped)),
+        for answer in waiting {
+            outcomes.push(match answer {
+                // What its neighbours waited for is no lag of its own.
+                Ok(answer) => answer.await.map_or(Err(CommitError::Stopped), |answer| answer.outcome),
                 Err(error) => Err(error),
             });
         }
         outcomes
     }
 
-    fn enqueue(&self, event: Event) -> Result<oneshot::Receiver<Result<(), CommitError>>, CommitError> {
+    fn request(&self) -> Request {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Request(Arc::clone(&self.requests))
+    }
+
+    fn heard(&self, answer: Result<Answer, oneshot::error::RecvError>) -> Result<(), CommitError> {
+        let Ok(Answer { outcome, at }) = answer else { return Err(CommitError::Stopped) };
+        let now = Instant::now();
+        self.shedder().lagged(now.saturating_duration_since(at), now.into_std());
+        outcome
+    }
+
+    fn shedder(&self) -> MutexGuard<'_, Shedder> {
+        // Nothing panics while it is held.
+        self.shedder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enqueue(&self, event: Event) -> Result<oneshot::Receiver<Answer>, CommitError> {
         let waiting = self.queue.max_capacity() - self.queue.capacity();
         // Few never wait long, and spare the look.
         if waiting >= outlook::ALWAYS && self.outlook.lock().wait(waiting, Instant::now()) > self.wait_max {
@@ -307,7 +366,7 @@ where
 
 struct Group {
     bundle: Bytes,
-    requests: Vec<(oneshot::Sender<Result<(), CommitError>>, Room)>,
+    requests: Vec<(oneshot::Sender<Answer>, Room)>,
     deadline: Instant,
 }
 
@@ -339,8 +398,8 @@ where
 }
 
 /// Answers a request that may have gone away meanwhile; then nobody needs the answer.
-fn answer(done: oneshot::Sender<Result<(), CommitError>>, outcome: Result<(), CommitError>) {
-    let _ = done.send(outcome);
+fn answer(done: oneshot::Sender<Answer>, outcome: Result<(), CommitError>) {
+    let _ = done.send(Answer { outcome, at: Instant::now() });
 }
 
 fn count(n: usize) -> f64 {

@@ -159,6 +159,7 @@ impl From<CommitError> for Refusal {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Overloaded => Self::overloaded("Too many events are waiting to be stored"),
+            CommitError::Busy => Self::overloaded("Too many requests are waiting"),
             CommitError::Full => {
                 Self::Overloaded("The accept log is full; events are being worked off", RETRY_AFTER_FULL)
             }

@@ -36,6 +36,7 @@ pub mod rate;
 pub mod retry;
 pub mod sealing;
 pub mod series;
+pub mod shedding;
 pub mod signature;
 pub mod subject;
 mod wire;

@@ -19,6 +19,16 @@ use crate::connect::Store;
 use crate::dispatch::micros;
 use crate::error::StoreError;
 
+/// What is due: the kinds are found by different indexes, as lapsed leases are rare and what is leased is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Rows that wait for their time, and whose time has come.
+    Waiting,
+    /// Leases that lapsed: nobody said what became of them. To look for them costs the more, the more rows were leased
+    /// since the oldest snapshot that anybody holds.
+    Lapsed,
+}
+
 /// An endpoint with work that is due.
 #[derive(Clone, Debug)]
 pub struct DueEndpoint {
@@ -28,6 +38,12 @@ pub struct DueEndpoint {
     pub tenant: TenantId,
     /// When its oldest due row was due.
     pub oldest: DateTime<Utc>,
+}
+
+struct DueRow {
+    endpoint_id: Uuid,
+    tenant: String,
+    due_at: DateTime<Utc>,
 }
 
 /// How much may be claimed for one endpoint.
@@ -46,9 +62,12 @@ pub struct ClaimBudget {
 }
 
 impl Store {
-    /// Endpoints that have due rows, lapsed leases included.
-    pub async fn due(&self) -> Result<Vec<DueEndpoint>, StoreError> {
-        let rows = self.keyed.all(sqlx::query_file!("src/sql/due.sql")).await?;
+    /// Endpoints that have rows of this kind.
+    pub async fn due(&self, kind: Due) -> Result<Vec<DueEndpoint>, StoreError> {
+        let rows = match kind {
+            Due::Waiting => self.keyed.all(sqlx::query_file_as!(DueRow, "src/sql/due_waiting.sql")).await?,
+            Due::Lapsed => self.keyed.all(sqlx::query_file_as!(DueRow, "src/sql/due_lapsed.sql")).await?,
+        };
         Ok(rows
             .into_iter()
             .map(|r| DueEndpoint {
@@ -59,37 +78,14 @@ impl Store {
             .collect())
     }
 
-    /// The earliest time within `ahead` at which an unleased row falls due.
-    pub async fn next_due(&self, ahead: Duration) -> Result<Option<DateTime<Utc>>, StoreError> {
-        self.keyed
-            .one(sqlx::query_scalar!(
-                r#"with recursive with_rows as (
-                    (select o.endpoint_id from open_deliveries o where o.claim >= 0 order by o.endpoint_id limit 1)
-                    union all
-                    select (select o.endpoint_id from open_deliveries o where o.claim >= 0 and o.endpoint_id > w.endpoint_id order by o.endpoint_id limit 1)
-                    from with_rows w where w.endpoint_id is not null
-                )
-                select min(d.due_at)
-                from with_rows w
-                cross join lateral (
-                    select o.due_at from open_deliveries o
-                    where o.claim >= 0 and o.endpoint_id = w.endpoint_id and o.due_at > now() and o.due_at <= now() + $1 * interval '1 microsecond' and not o.leased
-                    order by o.due_at limit 1
-                ) d
-                where w.endpoint_id is not null"#,
-                micros(ahead) as _
-            ))
-            .await
-    }
-
-    /// Claims due rows within the budgets and makes jobs of them, oldest first for each endpoint, with the lane
+    /// Claims due rows of this kind within the budgets and makes jobs of them, oldest first for each endpoint, with the lane
     /// that each belongs into: replay, where an operator opened the delivery again; retry after a failure in
     /// this life; else fresh. Rows that another claim or record has locked are left to the next pass. At most
     /// `rows_max` in all: the budgets are used up in their order, and the jobs come in it.
     pub async fn claim(
         &self,
         budgets: &[ClaimBudget],
-        include_lapsed: bool,
+        kind: Due,
         rows_max: i32,
     ) -> Result<Vec<(Lane, Job)>, StoreError> {
         if budgets.is_empty() {
@@ -106,7 +102,7 @@ impl Store {
                 &endpoints,
                 &limits,
                 &leases,
-                include_lapsed,
+                kind == Due::Lapsed,
                 payload_max,
                 i64::from(rows_max)
             ))

@@ -62,7 +62,7 @@ pub use audit::{Doubled, Leaders, LetterAudit, OpenFault, OpenPart, Overdue, Wro
 pub use backlog::{Backlog, DUE_MAX};
 pub use check::{TakeKey, Taken};
 pub use circuit_history::{CircuitChange, CircuitEventRow};
-pub use claim::{ClaimBudget, DueEndpoint};
+pub use claim::{ClaimBudget, Due, DueEndpoint};
 pub use connect::{Durability, Store, StoreOptions};
 pub use dead_letters::{DeadLetter, LetterFilter, LetterState};
 pub use directory::{Directory, DirectorySnapshot};

@@ -71,7 +71,8 @@ async fn hot_statements_find_their_rows_by_index_in_their_day(pool: PgPool) {
     for (what, sql) in [
         ("record", include_str!("../sql/record.sql")),
         ("take", include_str!("../sql/take.sql")),
-        ("due", include_str!("../sql/due.sql")),
+        ("due, waiting", include_str!("../sql/due_waiting.sql")),
+        ("due, lapsed", include_str!("../sql/due_lapsed.sql")),
         ("claim", include_str!("../sql/claim.sql")),
         ("close", include_str!("../sql/close.sql")),
         ("replay", include_str!("../sql/replay.sql")),
@@ -183,18 +184,20 @@ async fn plans_made_while_the_queue_is_empty_stay_right(pool: PgPool) {
     sqlx::raw_sql("vacuum analyze open_deliveries").execute(&pool).await.unwrap();
     let ledger = Ledger::new(pool).await;
     let mut keyed = ledger.keyed.hold().await.unwrap();
-    for (what, sql, due) in [
-        ("record", include_str!("../sql/record.sql"), 0),
-        ("take", include_str!("../sql/take.sql"), 0),
-        ("close", include_str!("../sql/close.sql"), 0),
-        ("resend", include_str!("../sql/resend.sql"), 0),
-        ("claim", include_str!("../sql/claim.sql"), 1),
-        ("due", include_str!("../sql/due.sql"), 2),
-        ("replay", include_str!("../sql/replay.sql"), 1),
-        ("backlog", include_str!("../sql/backlog.sql"), 2),
+    for (what, sql, due, waiting) in [
+        ("record", include_str!("../sql/record.sql"), 0, 0),
+        ("take", include_str!("../sql/take.sql"), 0, 0),
+        ("close", include_str!("../sql/close.sql"), 0, 0),
+        ("resend", include_str!("../sql/resend.sql"), 0, 0),
+        ("claim", include_str!("../sql/claim.sql"), 1, 1),
+        ("due, waiting", include_str!("../sql/due_waiting.sql"), 0, 2),
+        ("due, lapsed", include_str!("../sql/due_lapsed.sql"), 2, 0),
+        ("replay", include_str!("../sql/replay.sql"), 1, 0),
+        ("backlog", include_str!("../sql/backlog.sql"), 2, 0),
     ] {
         let plan = generic_plan(sql, keyed.conn()).await.join("\n");
-        assert_eq!(plan.matches("using open_deliveries_due").count(), due, "{what}:\n{plan}");
+        let used = |index: &str| plan.matches(&format!("using {index}")).count();
+        assert_eq!((used("open_deliveries_due"), used("open_deliveries_waiting")), (due, waiting), "{what}:\n{plan}");
     }
     keyed.give_back();
 }

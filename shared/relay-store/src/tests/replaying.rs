@@ -9,7 +9,7 @@ use sqlx::PgPool;
 
 use super::{Ledger, dead, tenant};
 use crate::{
-    ClaimBudget, EndpointChange, EventFilter, LetterFilter, LetterState, RawLetter, Recorded, ReplayOutcome,
+    ClaimBudget, Due, EndpointChange, EventFilter, LetterFilter, LetterState, RawLetter, Recorded, ReplayOutcome,
     ResendOutcome, ResumeStep, Window,
 };
 
@@ -43,7 +43,7 @@ async fn a_letter_is_replayed_once_and_resolved_by_a_2xx(pool: PgPool) {
     assert_eq!(letter_view.payload.as_deref(), Some(&br#"{"a":1}"#[..]));
     let budget =
         ClaimBudget { endpoint: endpoint.id, limit: 5, lease: Duration::from_secs(60), version: 1, probe: true };
-    let claimed = ledger.claim(&[budget], true, 2000).await.unwrap();
+    let claimed = ledger.claim(&[budget], Due::Waiting, 2000).await.unwrap();
     let (lane, replayed) = claimed.iter().find(|(_, j)| j.event == job.event).unwrap();
     assert_eq!((*lane, replayed.claim, replayed.attempts, replayed.base), (Lane::Replay, 3, 1, 1));
 
@@ -67,10 +67,11 @@ async fn a_replay_goes_before_what_waits(pool: PgPool) {
     ledger.record_one(&job, dead(DeadReason::Exhausted)).await;
     ledger.job(&endpoint).await;
     ledger.make_due().await;
+    sqlx::query("update open_deliveries set leased = false").execute(&ledger.pool).await.unwrap();
     ledger.replay_one(None, DeadLetterId::of_delivery(job.event, job.endpoint), false).await.unwrap();
     let budget =
         ClaimBudget { endpoint: endpoint.id, limit: 1, lease: Duration::from_secs(60), version: 1, probe: true };
-    assert_eq!(ledger.claim(&[budget], true, 2000).await.unwrap()[0].1.event, job.event);
+    assert_eq!(ledger.claim(&[budget], Due::Waiting, 2000).await.unwrap()[0].1.event, job.event);
 }
 
 #[sqlx::test(migrations = "../../migrations")]

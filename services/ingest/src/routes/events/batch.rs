@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::post::{EventRequest, Head, KEY_LOOK_UP};
+use super::post::{EventRequest, Head, KEY_LOOK_UP, Taken};
 use crate::admit::{self, Draft};
 use crate::api::Api;
 use crate::batch::{self, BODY_BYTES_MAX};
@@ -89,6 +89,7 @@ struct NothingAccepted<'a> {
     )
 )]
 pub async fn batch(
+    _taken: Taken,
     State(api): State<Api>,
     caller: Caller,
     head: Head,

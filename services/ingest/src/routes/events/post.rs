@@ -59,6 +59,23 @@ impl<S: Sync> FromRequestParts<S> for Head {
     }
 }
 
+/// A request that is taken although others wait: asked before its body is read, so that a refusal costs little.
+pub struct Taken;
+
+impl FromRequestParts<Api> for Taken {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Refusal> {
+        // Without a caller the next extractor refuses it.
+        let Some(caller) = parts.extensions.get::<Caller>() else { return Ok(Self) };
+        api.committer.takes(&caller.tenant).map(|()| Self).map_err(|busy| {
+            let refusal = busy.into();
+            api.counters.refusal(&refusal);
+            refusal
+        })
+    }
+}
+
 /// Send an event
 #[utoipa::path(
     post,
@@ -78,6 +95,7 @@ impl<S: Sync> FromRequestParts<S> for Head {
     )
 )]
 pub async fn post(
+    _taken: Taken,
     State(api): State<Api>,
     caller: Caller,
     head: Head,

@@ -8,7 +8,7 @@ select w.endpoint_id as "endpoint_id!", d.tenant as "tenant!", d.due_at as "due_
 from with_rows w
 cross join lateral (
     select o.tenant, o.due_at from open_deliveries o
-    where o.claim >= 0 and o.endpoint_id = w.endpoint_id and o.due_at <= now()
+    where o.claim >= 0 and o.leased and o.endpoint_id = w.endpoint_id and o.due_at <= now()
     order by o.due_at limit 1
 ) d
 where w.endpoint_id is not null
