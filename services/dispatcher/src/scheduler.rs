@@ -70,7 +70,15 @@ pub struct Pass {
 impl Scheduler {
     /// Nothing is known yet.
     pub fn new(links: Links, room: Arc<Room>, meters: Arc<Meters>) -> Self {
-        Self { links, room, meters, budgets: Budgets::default(), started: Instant::now(), failed_at: None, next_lapsed: None }
+        Self {
+            links,
+            room,
+            meters,
+            budgets: Budgets::default(),
+            started: Instant::now(),
+            failed_at: None,
+            next_lapsed: None,
+        }
     }
 
     fn millis(&self, at: Instant) -> u64 {

@@ -66,7 +66,8 @@ impl Shedder {
             return true;
         }
         self.roll(now);
-        let (all, tenants) = (self.before as f64, self.tenants.values().filter(|share| share.before > 0).count() as f64);
+        let (all, tenants) =
+            (self.before as f64, self.tenants.values().filter(|share| share.before > 0).count() as f64);
         // A tenant's name is copied once for many requests.
         if !self.tenants.contains_key(tenant) {
             self.tenants.insert(tenant.clone(), Share::default());

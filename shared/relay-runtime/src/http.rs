@@ -40,7 +40,7 @@ pub fn layers(router: Router, body_bytes_max: usize) -> Interface {
         .method_not_allowed_fallback(method_not_allowed)
         // One layer of three: each layer of a router by itself costs a box and a copy of the request.
         .layer((
-            middleware::from_fn(observe::observe),
+            middleware::from_fn_with_state(observe::Lines::default(), observe::observe),
             CatchPanicLayer::custom(panicked),
             DefaultBodyLimit::max(body_bytes_max),
         ));

@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 use super::Interface;
 use super::front::Front;
-use super::observe::observe;
+use super::observe::{Lines, observe};
 use super::serve::{Serve, serve_behind};
 use crate::problem::ProblemResponse;
 use crate::shutdown::Group;
@@ -37,7 +37,7 @@ impl Later {
     /// 503 to everything until [`Later::open`], then the router.
     fn service(&self) -> impl Serve {
         let later = self.clone();
-        let closed = Router::new().fallback(starting).layer(middleware::from_fn(observe));
+        let closed = Router::new().fallback(starting).layer(middleware::from_fn_with_state(Lines::default(), observe));
         tower::service_fn(move |request: Request| match later.0.get() {
             Some(open) => open.clone().oneshot(request).left_future(),
             None => closed.clone().oneshot(request).right_future(),

@@ -1,9 +1,13 @@
 //! What is written down about every request: its id, how long it took, one log line, one measurement.
 //!
 //! The log line says `method, path, status, ms, request_id`: at `warn` for our own faults, at `info` for refusals, at
-//! `debug` for the rest. Queries and headers are not in it: they may hold secrets.
+//! `debug` for the rest. Queries and headers are not in it: they may hold secrets. A flood of refusals doesn't become a flood
+//! of lines: 20 a second are written, the others counted.
 
-use axum::extract::{MatchedPath, Request};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -14,11 +18,44 @@ const RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time-ms");
 /// The longest id that is taken from a client.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
+/// Lines about requests that were refused or failed, in one window at most.
+const LINES_MAX: u32 = 20;
+const LINES_WINDOW: Duration = Duration::from_secs(1);
+
+/// How many lines were written about requests that were refused or failed. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Lines(Arc<Mutex<Window>>);
+
+#[derive(Default)]
+struct Window {
+    since: Option<Instant>,
+    written: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Whether one more line may be written; with the first of a window, how many were left out before.
+    fn take(&self, now: Instant) -> Option<u64> {
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left_out = 0;
+        if window.since.is_none_or(|since| now.duration_since(since) >= LINES_WINDOW) {
+            left_out = window.left_out;
+            *window = Window { since: Some(now), written: 0, left_out: 0 };
+        }
+        if window.written >= LINES_MAX {
+            window.left_out += 1;
+            return None;
+        }
+        window.written += 1;
+        Some(left_out)
+    }
+}
+
 /// The id of a request, in its extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(pub HeaderValue);
 
-pub(super) async fn observe(mut request: Request, next: Next) -> Response {
+pub(super) async fn observe(State(lines): State<Lines>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_harmless(id)).cloned().unwrap_or_else(fresh_id);
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -31,7 +68,12 @@ pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let status = response.status().as_u16();
     let ms = took.as_secs_f64() * 1000.0;
     let shown = id.to_str().unwrap_or_default();
+    let left_out = if status >= 400 { lines.take(Instant::now()) } else { Some(0) };
+    if let Some(left_out @ 1..) = left_out {
+        tracing::warn!(left_out, "more requests were refused or failed; the metrics have them all");
+    }
     match status {
+        _ if left_out.is_none() => {}
         500.. => tracing::warn!(%method, path, status, ms, request_id = shown, "request failed"),
         400..500 => tracing::info!(%method, path, status, ms, request_id = shown, "request refused"),
         _ => tracing::debug!(%method, path, status, ms, request_id = shown, "request"),
@@ -83,4 +125,19 @@ fn is_harmless(id: &HeaderValue) -> bool {
 fn fresh_id() -> HeaderValue {
     let id = uuid::Builder::from_random_bytes(crate::random::bytes16()).into_uuid();
     HeaderValue::try_from(id.to_string()).expect("a UUID is visible ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_is_counted_and_told_once() {
+        let (lines, start) = (Lines::default(), Instant::now());
+        let written = (0..1000).filter(|_| lines.take(start) == Some(0)).count();
+        assert_eq!(written, 20);
+        assert_eq!(lines.take(start + LINES_WINDOW), Some(980));
+        assert_eq!(lines.take(start + LINES_WINDOW), Some(0));
+        assert_eq!(lines.take(start + LINES_WINDOW * 2), Some(0), "nothing was left out");
+    }
 }

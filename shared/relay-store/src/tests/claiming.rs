@@ -70,7 +70,11 @@ async fn one_statement_claims_no_more_than_it_is_told_and_keeps_the_order_of_the
     let claimed = ledger.claim(&budgets, Due::Lapsed, 3).await.unwrap();
     let of: Vec<_> = claimed.iter().map(|(_, job)| job.endpoint).collect();
     assert_eq!(of, [endpoints[0].id, endpoints[0].id, endpoints[1].id]);
-    assert_eq!(ledger.claim(&budgets[2..], Due::Lapsed, 3).await.unwrap().len(), 2, "rows that weren't claimed aren't locked");
+    assert_eq!(
+        ledger.claim(&budgets[2..], Due::Lapsed, 3).await.unwrap().len(),
+        2,
+        "rows that weren't claimed aren't locked"
+    );
     assert_eq!(ledger.claim(&budgets, Due::Lapsed, 3).await.unwrap().len(), 1);
 }
 
