@@ -1,25 +1,28 @@
 //! The handle that services hold: two connections (publishing and consuming, so that neither delays the other) and
 //! the background tasks, which end with the last handle.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use async_nats::Client;
 use bytes::Bytes;
+use relay_core::shard::Shard;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::api;
 use crate::connect::{Address, BusOptions, Connection};
+use crate::discover::keep_looking;
 use crate::disruption::Disruption;
 use crate::error::BusError;
 use crate::history::Sample;
 use crate::letters::{self, LetterHint};
 use crate::replies::Replies;
+use crate::shards::{Known, Turns};
 use crate::topology::Topology;
 
 /// A connection to NATS with everything the services do there. Cheap to clone.
@@ -37,11 +40,17 @@ pub struct Inner {
     /// Start of every message id of this process on JOBS.
     pub(crate) nonce: String,
     pub(crate) published_jobs: AtomicU64,
-    /// The shard of EVENTS whose last publish had no answer.
-    pub(crate) silent: Mutex<Option<u16>>,
+    /// Which streams there are.
+    pub(crate) known: watch::Sender<Known>,
+    /// Rung by whoever finds that no longer true.
+    pub(crate) bell: Arc<Notify>,
+    pub(crate) event_turns: Mutex<Turns>,
+    pub(crate) job_turns: Mutex<Turns>,
     pub(crate) letters: mpsc::Sender<LetterHint>,
     pub(crate) letters_dropped: Arc<AtomicU64>,
-    pub(crate) history: Mutex<VecDeque<Sample>>,
+    pub(crate) history: Mutex<HashMap<Shard, VecDeque<Sample>>>,
+    /// Unused streams of which it was said that they can be deleted.
+    pub(crate) said_empty: Mutex<HashSet<&'static str>>,
     pub(crate) watches_leaders: AtomicBool,
     pub(crate) stop: CancellationToken,
     _stop: DropGuard,
@@ -88,15 +97,22 @@ impl Bus {
             declaring: tokio::sync::Mutex::new(None),
             nonce: nonce(),
             published_jobs: AtomicU64::new(0),
-            silent: Mutex::new(None),
+            known: watch::Sender::new(Known::default()),
+            bell: Arc::new(Notify::new()),
+            event_turns: Mutex::default(),
+            job_turns: Mutex::default(),
             letters,
             letters_dropped,
-            history: Mutex::new(VecDeque::new()),
+            history: Mutex::default(),
+            said_empty: Mutex::default(),
             watches_leaders: AtomicBool::new(false),
             _stop: stop.clone().drop_guard(),
             stop,
         }));
         tokio::spawn(letters::publish_queued(Arc::downgrade(&bus.0), queue));
+        let looking = keep_looking(Arc::downgrade(&bus.0), bus.consuming.link.clone(), Arc::clone(&bus.bell));
+        let stop = bus.stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(looking).await });
         Ok(bus)
     }
 
@@ -105,10 +121,10 @@ impl Bus {
         Self(inner)
     }
 
-    /// Asks JetStream for a sign of life, and where EVENTS didn't answer this process's last publish, EVENTS too.
+    /// Asks JetStream for a sign of life, and each EVENTS that didn't answer this process's last publish there, too.
     ///
     /// # Errors
-    /// No answer in 5 s, JetStream is not enabled, or EVENTS stores nothing.
+    /// No answer in 5 s, JetStream is not enabled, or no EVENTS stores anything.
     pub async fn ping(&self) -> Result<(), BusError> {
         api::ask(self.api(), "INFO", &json!({})).await?;
         self.check_events().await

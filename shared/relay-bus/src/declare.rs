@@ -1,31 +1,48 @@
-//! Making what is missing, comparing what is there, deleting nothing. At start by [`Bus::declare`], at run time
-//! by publishers and pullers that find no stream or consumer.
+//! Making what is missing, comparing what is there, deleting nothing; using more or fewer streams of a kind by giving them
+//! their subjects, or taking these away. At start by [`Bus::declare`], at run time by publishers and pullers that find no
+//! stream or consumer.
 
 use async_nats::Client;
-use relay_core::subject::EVENTS_STREAM;
+use relay_core::shard::{Shard, StreamKind};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::{self, CONSUMER_EXISTS, CONSUMER_NOT_FOUND, STORAGE_EXCEEDED, STREAM_EXISTS, STREAM_NOT_FOUND};
 use crate::bus::Bus;
 use crate::error::BusError;
-use crate::topology::{Topology, differences};
+use crate::topology::{Topology, Use, consumers, differences, use_of};
 
 /// A stream is made no smaller than this to fit the server's disk.
 const STREAM_BYTES_LEAST: i64 = 64 << 20;
 
 impl Bus {
-    /// Makes the streams and consumers that are missing, and logs how existing ones differ from what is wanted.
+    /// Makes the streams and consumers that are missing, and logs how existing ones differ from what is wanted. It also makes
+    /// the used streams as many as wanted: further ones stay, with what is in them, and take nothing any more. For the
+    /// dispatchers, which decide that.
+    ///
+    /// # Errors
+    /// NATS doesn't answer, or refuses to make or change one of them.
+    pub async fn declare(&self, topology: &Topology) -> Result<(), BusError> {
+        *self.topology.lock().expect("no code panics while it holds this lock") = *topology;
+        let begun = Instant::now();
+        let mut last = self.declaring.lock().await;
+        declare_all(self.api(), topology, Resize::Yes).await?;
+        *last = Some(begun);
+        drop(last);
+        self.discover().await.map(drop)
+    }
+
+    /// Makes what is missing of what this process declared last, or of the defaults. It changes nothing.
     ///
     /// # Errors
     /// NATS doesn't answer, or refuses to make one of them.
-    pub async fn declare(&self, topology: &Topology) -> Result<(), BusError> {
-        *self.topology.lock().expect("no code panics while it holds this lock") = *topology;
-        self.declare_after(Instant::now()).await
+    pub async fn declare_missing(&self) -> Result<(), BusError> {
+        self.declare_after(Instant::now()).await?;
+        self.discover().await.map(drop)
     }
 
-    /// Declares again what was declared last (or the defaults), unless somebody of this process has begun to do so
-    /// after `missed`, when the caller found something missing. One call at a time.
+    /// The same, unless somebody of this process has begun to do so after `missed`, when the caller found something missing.
+    /// One call at a time.
     pub(crate) async fn declare_after(&self, missed: Instant) -> Result<(), BusError> {
         let topology = *self.topology.lock().expect("no code panics while it holds this lock");
         let mut last = self.declaring.lock().await;
@@ -33,25 +50,83 @@ impl Bus {
             return Ok(());
         }
         let begun = Instant::now();
-        declare_all(self.api(), &topology).await?;
+        declare_all(self.api(), &topology, Resize::No).await?;
         *last = Some(begun);
         Ok(())
     }
+
+    /// Makes the consumers of one stream where they are missing: whoever takes from a stream needs them, also where it was told
+    /// of fewer streams.
+    pub(crate) async fn declare_consumers(&self, kind: StreamKind, shard: Shard) -> Result<(), BusError> {
+        ensure_consumers(self.api(), kind.stream(shard), kind).await
+    }
 }
 
-async fn declare_all(client: &Client, topology: &Topology) -> Result<(), BusError> {
-    for wanted in topology.streams() {
+/// Whether subjects of existing streams are changed, so that as many are used as wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resize {
+    Yes,
+    No,
+}
+
+async fn declare_all(client: &Client, topology: &Topology, resize: Resize) -> Result<(), BusError> {
+    for wanted in topology.single_streams() {
         let name = wanted["name"].as_str().unwrap_or_default();
         let (wanted, there) = ensure_stream(client, name, wanted.clone()).await?;
         compare(name, &wanted, &there["config"]);
-        if name == EVENTS_STREAM && !is_window_zero(&there) {
-            tracing::error!(
-                "stream EVENTS drops messages by their Nats-Msg-Id, whatever their tenant: accepted events may be \
-                 lost. It needs duplicate_window 0, which takes nats-server 2.14 or newer"
-            );
+    }
+    for kind in StreamKind::ALL {
+        // In this order: the first JOBS may have the subjects of all.
+        for shard in Shard::used(topology.count(kind)) {
+            ensure_used(client, topology, (kind, shard), resize).await?;
+            ensure_consumers(client, kind.stream(shard), kind).await?;
+        }
+        for shard in Shard::unused(topology.count(kind)).filter(|_| resize == Resize::Yes) {
+            retire(client, kind, shard).await?;
         }
     }
-    for (stream, wanted) in topology.consumers() {
+    Ok(())
+}
+
+/// A stream that takes what is published for it.
+async fn ensure_used(
+    client: &Client,
+    topology: &Topology,
+    (kind, shard): (StreamKind, Shard),
+    resize: Resize,
+) -> Result<(), BusError> {
+    let name = kind.stream(shard);
+    let (mut wanted, there) = ensure_stream(client, name, topology.stream_of(kind, shard)).await?;
+    let changed = match use_of(kind, shard, &there["config"]) {
+        Use::Used => None,
+        Use::Wide if topology.count(kind) > 1 => Some("leaves its other subjects to further streams"),
+        Use::Wide => None,
+        Use::Retired if shard == Shard::FIRST => None,
+        Use::Retired => Some("is used again"),
+    };
+    match changed.filter(|_| resize == Resize::Yes) {
+        Some(what) => {
+            set_subjects(client, name, &there["config"], kind.subjects(shard)).await?;
+            tracing::info!(stream = name, "the stream {what}");
+        }
+        None if changed.is_none() && use_of(kind, shard, &there["config"]) == Use::Wide => {
+            wanted["subjects"] = there["config"]["subjects"].clone();
+        }
+        None => {}
+    }
+    compare(name, &wanted, &there["config"]);
+    if kind == StreamKind::Events && !is_window_zero(&there) {
+        tracing::error!(
+            stream = name,
+            "the stream drops messages by their Nats-Msg-Id, whatever their tenant: accepted events may be lost. It needs \
+             duplicate_window 0, which takes nats-server 2.14 or newer"
+        );
+    }
+    Ok(())
+}
+
+async fn ensure_consumers(client: &Client, stream: &str, kind: StreamKind) -> Result<(), BusError> {
+    for wanted in consumers(kind) {
         let name = wanted["name"].as_str().unwrap_or_default();
         let filter = wanted["filter_subject"].as_str().map_or(String::new(), |f| format!(".{f}"));
         let path = format!("{stream}.{name}{filter}");
@@ -62,6 +137,41 @@ async fn declare_all(client: &Client, topology: &Topology) -> Result<(), BusErro
         compare(name, &wanted, &there["config"]);
     }
     Ok(())
+}
+
+/// A stream beyond those that are wanted takes nothing any more: the server refuses what is published for it. What is in it
+/// stays, and is taken.
+async fn retire(client: &Client, kind: StreamKind, shard: Shard) -> Result<(), BusError> {
+    let name = kind.stream(shard);
+    let there = match api::ask(client, &format!("STREAM.INFO.{name}"), &json!({})).await {
+        Ok(there) => there,
+        Err(error) if error.code() == Some(STREAM_NOT_FOUND) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if use_of(kind, shard, &there["config"]) == Use::Used {
+        set_subjects(client, name, &there["config"], vec![kind.retired_subject(shard)]).await?;
+        tracing::info!(
+            stream = name,
+            messages = there["state"]["messages"].as_u64(),
+            "the stream isn't used any more: what is in it is still taken, and it can be deleted when it is empty"
+        );
+    }
+    Ok(())
+}
+
+/// Changes the subjects of a stream and nothing else.
+async fn set_subjects(client: &Client, name: &str, config: &Value, subjects: Vec<String>) -> Result<(), BusError> {
+    let mut config = config.clone();
+    config["subjects"] = json!(subjects);
+    let changed = api::ask(client, &format!("STREAM.UPDATE.{name}"), &config).await;
+    if let Err(BusError::Unanswered { .. }) = &changed {
+        tracing::error!(
+            stream = name,
+            "NATS doesn't say that the stream has other subjects now: the dispatcher's user must be permitted \
+             $JS.API.STREAM.UPDATE.{name}, as it is in nats/accounts.conf"
+        );
+    }
+    changed.map(drop)
 }
 
 /// A stream that is there, or that was made: smaller where the server's disk has no room for all of it. Returns what

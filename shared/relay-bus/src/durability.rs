@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use async_nats::Request;
-use relay_core::subject::EVENTS_STREAM;
+use futures_util::future::try_join_all;
+use relay_core::shard::StreamKind;
 use serde_json::{Value, json};
 
 use crate::api;
@@ -21,7 +22,7 @@ pub struct BusDurability {
     pub sync_always: Option<bool>,
     /// The server's version.
     pub server_version: String,
-    /// Whether EVENTS has JetStream's own de-duplication switched off, as it must.
+    /// Whether every used EVENTS has JetStream's own de-duplication switched off, as it must.
     pub duplicate_window_zero: bool,
 }
 
@@ -31,11 +32,16 @@ impl Bus {
     /// # Errors
     /// NATS doesn't answer, or there is no stream EVENTS.
     pub async fn durability(&self) -> Result<BusDurability, BusError> {
-        let events = api::ask(self.api(), &format!("STREAM.INFO.{EVENTS_STREAM}"), &json!({})).await?;
+        let used = self.known().used(StreamKind::Events).into_iter();
+        let asked = used.map(|shard| async move {
+            let info = format!("STREAM.INFO.{}", StreamKind::Events.stream(shard));
+            api::ask(self.api(), &info, &json!({})).await.map(|stream| is_window_zero(&stream))
+        });
+        let (windows, sync_always) = tokio::join!(try_join_all(asked), self.sync_always());
         Ok(BusDurability {
-            sync_always: self.sync_always().await,
+            sync_always,
             server_version: self.api().server_info().version,
-            duplicate_window_zero: is_window_zero(&events),
+            duplicate_window_zero: windows?.into_iter().all(|is_zero| is_zero),
         })
     }
 

@@ -5,15 +5,18 @@
 
 use std::time::Duration;
 
-use relay_core::subject::{DISPATCHER_CONSUMER, EVENTS_STREAM, JOBS_STREAM, Lane};
+use futures_util::future::join_all;
+use relay_core::shard::{Shard, StreamKind};
+use relay_core::subject::{DISPATCHER_CONSUMER, Lane};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::ask;
 use crate::bus::Bus;
 use crate::error::BusError;
+use crate::shards::Presence;
 
-/// Samples kept of how far EVENTS was.
+/// Samples kept of how far each EVENTS was.
 const SAMPLES_MAX: usize = 4096;
 /// Between two samples at least; more where the history is kept for long: twice its length must fit.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(10);
@@ -27,7 +30,16 @@ pub struct Lag {
     pub ack_pending: u64,
 }
 
-/// How far EVENTS was at a time.
+impl std::iter::Sum for Lag {
+    fn sum<I: Iterator<Item = Self>>(lags: I) -> Self {
+        lags.fold(Self::default(), |sum, lag| Self {
+            pending: sum.pending + lag.pending,
+            ack_pending: sum.ack_pending + lag.ack_pending,
+        })
+    }
+}
+
+/// How far one of EVENTS was at a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     at: Instant,
@@ -39,6 +51,7 @@ pub(crate) struct Sample {
 pub(crate) struct Held {
     pub(crate) first: u64,
     pub(crate) last: u64,
+    pub(crate) messages: u64,
     bytes: u64,
     bytes_max: u64,
 }
@@ -49,6 +62,7 @@ impl Held {
         Self {
             first: number("first_seq"),
             last: number("last_seq"),
+            messages: number("messages"),
             bytes: number("bytes"),
             bytes_max: info["config"]["max_bytes"].as_u64().unwrap_or(u64::MAX),
         }
@@ -56,46 +70,96 @@ impl Held {
 }
 
 impl Bus {
-    /// What waits for the dispatchers.
+    /// What waits for the dispatchers, in all streams.
     ///
     /// # Errors
-    /// NATS doesn't answer, or the consumer doesn't exist.
+    /// NATS doesn't answer for one of them, or a consumer doesn't exist.
     pub async fn events_lag(&self) -> Result<Lag, BusError> {
-        Ok(lag(&self.consumer(EVENTS_STREAM, DISPATCHER_CONSUMER).await?))
+        let lags = join_all(self.lags(StreamKind::Events, DISPATCHER_CONSUMER)).await;
+        lags.into_iter().sum()
     }
 
-    /// What waits for the deliverers in a lane, in bundles.
+    /// What waits for the deliverers in a lane, in bundles, in all streams that answer.
     ///
     /// # Errors
-    /// NATS doesn't answer, or the consumer doesn't exist.
+    /// NATS answers for none of them, or no consumer exists.
     pub async fn jobs_lag(&self, lane: Lane) -> Result<Lag, BusError> {
-        Ok(lag(&self.consumer(JOBS_STREAM, &lane.consumer()).await?))
+        let consumer = lane.consumer();
+        let lags = join_all(self.lags(StreamKind::Jobs, &consumer)).await;
+        if lags.iter().any(Result::is_ok) { Ok(lags.into_iter().flatten().sum()) } else { lags.into_iter().sum() }
+    }
+
+    fn lags<'a>(
+        &'a self,
+        kind: StreamKind,
+        consumer: &'a str,
+    ) -> impl Iterator<Item = impl Future<Output = Result<Lag, BusError>>> {
+        self.known()
+            .existing(kind)
+            .into_iter()
+            .map(move |shard| async move { Ok(lag(&self.consumer(kind.stream(shard), consumer).await?)) })
     }
 
     pub(crate) async fn consumer(&self, stream: &str, name: &str) -> Result<Value, BusError> {
         ask(self.api(), &format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await
     }
 
-    /// Purges acknowledged messages: all of JOBS; of EVENTS what is older than `keep` (as far as this process has
-    /// watched), and more while the acknowledged part is over `percent` of the stream's size.
+    /// Purges acknowledged messages: all of JOBS; of each EVENTS what is older than `keep` (as far as this process has
+    /// watched), and more while the acknowledged part is over `percent` of the stream's size. Says of unused streams when
+    /// they are empty.
     ///
     /// # Errors
-    /// NATS doesn't answer; nothing that isn't acknowledged is ever purged.
+    /// NATS doesn't answer for one of the streams; nothing that isn't acknowledged is ever purged.
     pub async fn purge_history(&self, keep: Duration, percent: u8) -> Result<(), BusError> {
-        let events = self.held(EVENTS_STREAM).await?;
-        let acked = floor(&self.consumer(EVENTS_STREAM, DISPATCHER_CONSUMER).await?, events.last);
-        let up_to = by_age(&self.sample(events.last, sample_period(keep)), keep, Instant::now())
-            .max(by_size(events, acked, percent))
-            .min(acked);
-        self.purge(EVENTS_STREAM, events, up_to).await?;
-
-        // The stream first: what a lane without backlog shows afterwards covers all that was in it by then.
-        let jobs = self.held(JOBS_STREAM).await?;
-        let mut floor_of_all = jobs.last;
-        for lane in Lane::ALL {
-            floor_of_all = floor_of_all.min(floor(&self.consumer(JOBS_STREAM, &lane.consumer()).await?, jobs.last));
+        let known = self.known();
+        let mut outcome = Ok(());
+        for kind in StreamKind::ALL {
+            for shard in known.existing(kind) {
+                let purged = match kind {
+                    StreamKind::Events => self.purge_events(shard, keep, percent).await,
+                    StreamKind::Jobs => self.purge_jobs(shard).await,
+                };
+                match purged {
+                    Ok(held) => self.say_empty(kind.stream(shard), known.get(kind, shard), held),
+                    // The others go on.
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
         }
-        self.purge(JOBS_STREAM, jobs, floor_of_all).await
+        outcome
+    }
+
+    async fn purge_events(&self, shard: Shard, keep: Duration, percent: u8) -> Result<Held, BusError> {
+        let stream = StreamKind::Events.stream(shard);
+        let held = self.held(stream).await?;
+        let acked = floor(&self.consumer(stream, DISPATCHER_CONSUMER).await?, held.last);
+        let up_to = by_age(&self.sample(shard, held.last, sample_period(keep)), keep, Instant::now())
+            .max(by_size(held, acked, percent))
+            .min(acked);
+        self.purge(stream, held, up_to).await?;
+        Ok(held)
+    }
+
+    async fn purge_jobs(&self, shard: Shard) -> Result<Held, BusError> {
+        let stream = StreamKind::Jobs.stream(shard);
+        // The stream first: what a lane without backlog shows afterwards covers all that was in it by then.
+        let held = self.held(stream).await?;
+        let mut floor_of_all = held.last;
+        for lane in Lane::ALL {
+            floor_of_all = floor_of_all.min(floor(&self.consumer(stream, &lane.consumer()).await?, held.last));
+        }
+        self.purge(stream, held, floor_of_all).await?;
+        Ok(held)
+    }
+
+    /// Says once of an unused stream that nothing is in it, as it was before the purge: so it is said a round later.
+    fn say_empty(&self, stream: &'static str, presence: Presence, held: Held) {
+        let mut said = self.said_empty.lock().expect("no code panics while it holds this lock");
+        if presence != Presence::Retired || held.messages > 0 {
+            said.remove(stream);
+        } else if said.insert(stream) {
+            tracing::info!(stream, "the stream isn't used any more, and nothing is in it: it can be deleted");
+        }
     }
 
     pub(crate) async fn held(&self, stream: &str) -> Result<Held, BusError> {
@@ -112,10 +176,11 @@ impl Bus {
         Ok(())
     }
 
-    /// Notes how far EVENTS is, and returns what was noted so far, oldest first.
-    fn sample(&self, last: u64, period: Duration) -> Vec<Sample> {
+    /// Notes how far one of EVENTS is, and returns what was noted of it so far, oldest first.
+    fn sample(&self, shard: Shard, last: u64, period: Duration) -> Vec<Sample> {
         let now = Instant::now();
-        let mut samples = self.history.lock().expect("no code panics while it holds this lock");
+        let mut history = self.history.lock().expect("no code panics while it holds this lock");
+        let samples = history.entry(shard).or_default();
         if samples.back().is_some_and(|s| s.last > last) {
             samples.clear(); // The stream was made anew.
         }
@@ -182,11 +247,11 @@ mod tests {
 
     #[test]
     fn the_acknowledged_part_shrinks_to_its_share() {
-        let held = Held { first: 1, last: 1000, bytes: 1000, bytes_max: 1000 };
+        let held = Held { first: 1, last: 1000, messages: 1000, bytes: 1000, bytes_max: 1000 };
         assert_eq!(by_size(held, 800, 25), 550);
         assert_eq!(by_size(held, 200, 25), 0);
         assert_eq!(by_size(held, 0, 25), 0);
-        assert_eq!(by_size(Held { first: 0, last: 0, bytes: 0, bytes_max: 1000 }, 0, 25), 0);
+        assert_eq!(by_size(Held { first: 0, last: 0, messages: 0, bytes: 0, bytes_max: 1000 }, 0, 25), 0);
     }
 
     #[test]

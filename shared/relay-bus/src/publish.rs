@@ -1,18 +1,21 @@
 //! Publishing what matters: bundles of events and of jobs, each with its PubAck. Steps 2 and 7 of an event's way.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use relay_core::bundle::BundleWriter;
+use relay_core::shard::{Shard, StreamKind};
 use relay_core::subject::{self, HEADER_MSG_ID, HEADER_SUSPECT, Lane};
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
 use crate::error::{BusError, PublishError};
+use crate::shards::{Heard, Turns};
 
 /// How long EVENTS may take to store a bundle before the outcome counts as unknown. A server that syncs each message
 /// answers nobody until it has stored all that had arrived: a burst of a stranger's messages takes seconds.
@@ -54,70 +57,111 @@ enum Published {
     Duplicate,
 }
 
-/// A publish to EVENTS that is waited for. At its end it notes whether EVENTS was silent; also where nobody waits for it any
-/// longer, since a request's deadline may end a little before the publish's own.
+/// A publish to one of EVENTS that is waited for. At its end it notes what it heard of the stream; also where nobody waits
+/// for it any longer, since a request's deadline may end a little before the publish's own.
 struct Waiting<'a> {
     bus: &'a Bus,
+    shard: Shard,
     /// What is to be noted, if anything.
-    silent: Option<Option<u16>>,
+    heard: Option<Heard>,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(silent) = self.silent {
-            *self.bus.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent;
+        if let Some(heard) = self.heard {
+            self.bus.note(StreamKind::Events, self.shard, heard);
         }
     }
 }
 
 impl Bus {
-    /// Publishes a bundle of events for a shard and waits until JetStream has stored it.
+    /// Publishes a bundle of events to one of EVENTS and waits until JetStream has stored it. They take turns; where one
+    /// says that it didn't store it, the next one is tried.
     ///
     /// # Errors
-    /// [`PublishError::Full`] when EVENTS refuses. After [`PublishError::Unknown`] publish the same bytes again: the
-    /// ids inside make a second copy harmless.
-    pub async fn publish_events(&self, shard: u16, bundle: Bytes) -> Result<(), PublishError> {
-        self.publish_bundle(shard, bundle, EVENTS_ACK_TIMEOUT).await
+    /// [`PublishError::Full`] when all refuse because they are full. After [`PublishError::Unknown`] publish the same bytes
+    /// again, wherever they go: the ids inside make a second copy harmless.
+    pub async fn publish_events(&self, bundle: Bytes) -> Result<(), PublishError> {
+        let mut refused: Option<PublishError> = None;
+        for shard in self.order(StreamKind::Events) {
+            match self.publish_bundle(shard, bundle.clone(), EVENTS_ACK_TIMEOUT).await {
+                Err(error @ PublishError::Full(_)) => refused = refused.or(Some(error)),
+                // Trying again may help, which it doesn't where all are full.
+                Err(error @ PublishError::Unavailable(_)) => refused = Some(error),
+                done => return done,
+            }
+            if !self.publishing.link.borrow().up {
+                break;
+            }
+        }
+        Err(refused.unwrap_or_else(|| PublishError::Unavailable("no stream is used".to_owned())))
     }
 
-    async fn publish_bundle(&self, shard: u16, bundle: Bytes, within: Duration) -> Result<(), PublishError> {
-        let mut waiting = Waiting { bus: self, silent: Some(Some(shard)) };
-        let outcome = self.publish_acked(&subject::bundles(shard), None, bundle, within).await.map(drop);
-        waiting.silent = match outcome {
-            Err(PublishError::Unknown(_)) => Some(Some(shard)),
-            Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => Some(None),
-            Err(PublishError::Unavailable(_)) => None,
-        };
+    async fn publish_bundle(&self, shard: Shard, bundle: Bytes, within: Duration) -> Result<(), PublishError> {
+        let mut waiting = Waiting { bus: self, shard, heard: Some(Heard::Nothing) };
+        let subject = subject::bundles(shard.number());
+        let outcome = self.publish_acked(shard, &subject, None, bundle, within).await.map(drop);
+        waiting.heard = heard(&outcome, self.publishing.link.borrow().up);
         outcome
     }
 
-    /// Whether EVENTS answers publishes. It is asked only where the last one of this process had no answer, with a bundle
-    /// that has no events in it: a nats-server whose disk is full answers everything else.
+    /// Whether EVENTS answers publishes. Only streams are asked that didn't answer the last one of this process there, with a
+    /// bundle that has no events in it: a nats-server whose disk is full answers everything else. One that stores is enough.
     pub(crate) async fn check_events(&self) -> Result<(), BusError> {
-        let silent = *self.silent.lock().expect("no code panics while it holds this lock");
-        let Some(shard) = silent else { return Ok(()) };
+        let (silent, others): (Vec<_>, Vec<_>) = {
+            let turns = self.turns(StreamKind::Events);
+            self.known().used(StreamKind::Events).into_iter().partition(|shard| turns.is_silent(*shard))
+        };
+        let answers = join_all(silent.into_iter().map(|shard| self.probe(shard))).await;
+        match answers.into_iter().partition::<Vec<_>, _>(Result::is_ok) {
+            (answering, _) if !answering.is_empty() || !others.is_empty() => Ok(()),
+            (_, errors) => errors.into_iter().next().unwrap_or(Ok(())),
+        }
+    }
+
+    async fn probe(&self, shard: Shard) -> Result<(), BusError> {
         match self.publish_bundle(shard, BundleWriter::default().finish(), PROBE_TIMEOUT).await {
             Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => Ok(()),
-            Err(PublishError::Unavailable(why)) => Err(BusError::Unanswered { what: subject::bundles(shard), why }),
+            Err(PublishError::Unavailable(why)) => {
+                Err(BusError::Unanswered { what: subject::bundles(shard.number()), why })
+            }
             Err(PublishError::Unknown(_)) => Err(BusError::Unanswered {
-                what: "a publish to EVENTS".to_owned(),
+                what: format!("a publish to {}", StreamKind::Events.stream(shard)),
                 why: "if that lasts its disk is full, or broken; its log says so".to_owned(),
             }),
         }
     }
 
-    /// Publishes a bundle of jobs and waits until JetStream has it; tries for 5 s. A try after an unknown outcome
-    /// has the same message id and is marked suspect.
+    /// The streams of a kind in the order in which the next publish tries them; never none.
+    fn order(&self, kind: StreamKind) -> Vec<Shard> {
+        self.turns(kind).order(self.known().used(kind), Instant::now())
+    }
+
+    /// Notes what was heard of a stream.
+    pub(crate) fn note(&self, kind: StreamKind, shard: Shard, heard: Heard) {
+        self.turns(kind).note(shard, heard, Instant::now());
+    }
+
+    fn turns(&self, kind: StreamKind) -> MutexGuard<'_, Turns> {
+        let turns = match kind {
+            StreamKind::Events => &self.event_turns,
+            StreamKind::Jobs => &self.job_turns,
+        };
+        turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a bundle of jobs to one of JOBS and waits until JetStream has it; tries for 5 s. A try after an unknown
+    /// outcome goes to the same stream, has the same message id and is marked suspect.
     ///
     /// # Errors
     /// Every error means: leave the jobs to their leases. [`PublishError::Refused`] if JetStream claims to have a
     /// message that was never published before.
-    pub async fn publish_jobs(&self, lane: Lane, shard: u16, bundle: Bytes) -> Result<(), PublishError> {
-        let subject = subject::jobs(lane, shard);
+    pub async fn publish_jobs(&self, lane: Lane, bundle: Bytes) -> Result<(), PublishError> {
         let id = format!("{}-{}", self.nonce, self.published_jobs.fetch_add(1, Ordering::Relaxed));
         let deadline = Instant::now() + JOBS_DEADLINE;
         let mut maybe_stored = false;
         let mut pause = PAUSE;
+        let (mut shard, mut others) = self.next_jobs();
         loop {
             let mut headers = HeaderMap::new();
             headers.insert(HEADER_MSG_ID, id.as_str());
@@ -125,15 +169,31 @@ impl Bus {
                 headers.insert(HEADER_SUSPECT, "1");
             }
             let within = JOBS_ACK_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
-            let error = match self.publish_acked(&subject, Some(headers), bundle.clone(), within).await {
+            let subject = subject::jobs(lane, shard.number());
+            let outcome = self.publish_acked(shard, &subject, Some(headers), bundle.clone(), within).await;
+            if let Some(heard) = heard(&outcome, self.publishing.link.borrow().up) {
+                self.note(StreamKind::Jobs, shard, heard);
+            }
+            let error = match outcome {
                 Ok(Published::Duplicate) if !maybe_stored => {
                     return Err(PublishError::Refused("a new message id was taken for a duplicate".to_owned()));
                 }
                 Ok(_) => return Ok(()),
-                Err(error @ (PublishError::Refused(_) | PublishError::Full(_))) => return Err(error),
+                Err(error @ PublishError::Refused(_)) => return Err(error),
                 Err(error) => error,
             };
             maybe_stored |= matches!(error, PublishError::Unknown(_));
+            // De-duplication knows the messages of one stream only: where one may have it, no other one may get it.
+            if !maybe_stored
+                && self.publishing.link.borrow().up
+                && let Some(next) = others.next()
+            {
+                shard = next;
+                continue;
+            }
+            if matches!(error, PublishError::Full(_)) {
+                return Err(error);
+            }
             if Instant::now() + pause >= deadline {
                 return Err(if maybe_stored { PublishError::Unknown(error.to_string()) } else { error });
             }
@@ -142,13 +202,23 @@ impl Bus {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+            if !maybe_stored {
+                (shard, others) = self.next_jobs();
+            }
         }
     }
 
-    /// One publish with its answer. When no stream takes the subject, the streams are declared again and it is
-    /// published once more: nothing was stored.
+    /// Which JOBS is tried next, and which after it.
+    fn next_jobs(&self) -> (Shard, impl Iterator<Item = Shard> + use<>) {
+        let mut order = self.order(StreamKind::Jobs).into_iter();
+        (order.next().unwrap_or(Shard::FIRST), order)
+    }
+
+    /// One publish with its answer. When no stream takes the subject, nothing was stored: the first stream is declared again
+    /// and it is published once more. The others are made by dispatchers alone.
     async fn publish_acked(
         &self,
+        shard: Shard,
         subject: &str,
         headers: Option<HeaderMap>,
         payload: Bytes,
@@ -156,6 +226,10 @@ impl Bus {
     ) -> Result<Published, PublishError> {
         let answer = self.publish_once(subject, headers.clone(), payload.clone(), within).await?;
         if answer.status != Some(StatusCode::NO_RESPONDERS) {
+            return read_answer(&answer);
+        }
+        if shard != Shard::FIRST {
+            self.bell.notify_one();
             return read_answer(&answer);
         }
         self.declare_after(Instant::now()).await.map_err(|e| PublishError::Unavailable(e.to_string()))?;
@@ -192,6 +266,16 @@ impl Bus {
             Ok(answer) => answer,
             Err(_) => Err(PublishError::Unknown(format!("no answer within {within:?}"))),
         }
+    }
+}
+
+/// What an outcome says of the stream; nothing where it is the connection's.
+fn heard<T>(outcome: &Result<T, PublishError>, is_up: bool) -> Option<Heard> {
+    match outcome {
+        Ok(_) | Err(PublishError::Refused(_)) => Some(Heard::Stores),
+        Err(PublishError::Full(_)) => Some(Heard::Refuses),
+        Err(PublishError::Unavailable(_)) => is_up.then_some(Heard::Fails),
+        Err(PublishError::Unknown(_)) => Some(Heard::Nothing),
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
 use futures_util::StreamExt as _;
+use relay_core::shard::{Shard, StreamKind};
+use relay_core::subject::{DISPATCHER_CONSUMER, Lane};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -27,14 +29,30 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What to pull.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct PullFrom {
-    pub stream: &'static str,
-    pub consumer: String,
+    /// The stream among those of its kind.
+    pub shard: Shard,
+    /// The lane of jobs; none: events.
+    pub lane: Option<Lane>,
     /// Messages per request; up to twice as many are on their way to us.
     pub batch: usize,
     /// Bytes per request: above the largest message, or that message never comes.
     pub bytes: usize,
+}
+
+impl PullFrom {
+    pub fn kind(&self) -> StreamKind {
+        if self.lane.is_some() { StreamKind::Jobs } else { StreamKind::Events }
+    }
+
+    pub fn stream(&self) -> &'static str {
+        self.kind().stream(self.shard)
+    }
+
+    fn consumer(&self) -> String {
+        self.lane.map_or_else(|| DISPATCHER_CONSUMER.to_owned(), Lane::consumer)
+    }
 }
 
 /// The pulling from one consumer.
@@ -70,6 +88,11 @@ impl Puller {
         }
     }
 
+    /// Where it pulls from.
+    pub fn from(&self) -> PullFrom {
+        self.from
+    }
+
     /// Sends the requests that are missing. Dropping the future at any point leaves at worst a request too many.
     pub async fn prepare(&mut self) {
         let link = *self.bus.consuming.link.borrow();
@@ -89,7 +112,13 @@ impl Puller {
 
     async fn request(&mut self) -> Result<(), String> {
         if let Some(missed) = self.missed {
+            // It may be gone for good: then the look says so, and this puller ends.
+            self.bus.bell.notify_one();
             self.bus.declare_after(missed).await.map_err(|e| e.to_string())?;
+            if self.from.shard != Shard::FIRST {
+                let declared = self.bus.declare_consumers(self.from.kind(), self.from.shard).await;
+                declared.map_err(|e| e.to_string())?;
+            }
             self.missed = None;
         }
         let client = &self.bus.consuming.client;
@@ -102,7 +131,7 @@ impl Puller {
                 inbox
             }
         };
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.from.stream, self.from.consumer);
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.from.stream(), self.from.consumer());
         let body = json!({
             "batch": self.from.batch,
             "max_bytes": self.from.bytes,
@@ -155,7 +184,8 @@ impl Puller {
                 self.credit = self.credit.saturating_sub(unused(&message));
                 if words.contains("Exceeds MaxBytes") && !self.got_some {
                     self.from.bytes = self.from.bytes.saturating_mul(2);
-                    tracing::warn!(consumer = self.from.consumer, bytes = self.from.bytes, "pulling larger messages");
+                    let (stream, consumer) = (self.from.stream(), self.from.consumer());
+                    tracing::warn!(stream, consumer, bytes = self.from.bytes, "pulling larger messages");
                 }
             }
             status => {
@@ -189,7 +219,8 @@ impl Puller {
     fn fail(&mut self, why: &str) {
         self.bus.disruption.fire();
         if self.failures.is_power_of_two() || self.failures == 0 {
-            tracing::warn!(consumer = self.from.consumer, why, "pull failed; pulling again");
+            let (stream, consumer) = (self.from.stream(), self.from.consumer());
+            tracing::warn!(stream, consumer, why, "pull failed; pulling again");
         }
         let pause = PAUSE.saturating_mul(1 << self.failures.min(6)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);

@@ -4,9 +4,8 @@
 use async_nats::{Client, Message};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use relay_core::subject::{
-    DISPATCHER_CONSUMER, EVENTS_STREAM, HEADER_ENDPOINT, HEADER_MSG_ID, HEADER_SUSPECT, HEADER_TRACE, JOBS_STREAM, Lane,
-};
+use relay_core::shard::Shard;
+use relay_core::subject::{HEADER_ENDPOINT, HEADER_MSG_ID, HEADER_SUSPECT, HEADER_TRACE, Lane};
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::AckHandle;
@@ -15,7 +14,7 @@ use crate::pull::PullFrom;
 use crate::pullers::Pullers;
 use crate::topology::MESSAGE_BYTES_MAX;
 
-/// Bytes of one pull request on EVENTS.
+/// Bytes of one pull request on one of EVENTS.
 pub(crate) const EVENTS_PULL_BYTES: usize = 8 * 1024 * 1024;
 const _: () = assert!(EVENTS_PULL_BYTES > MESSAGE_BYTES_MAX && JOBS_PULL_BYTES > MESSAGE_BYTES_MAX);
 /// Messages of one pull request on EVENTS.
@@ -40,7 +39,7 @@ pub struct StoredMessage {
     pub trace: Option<String>,
     /// The body.
     pub payload: Bytes,
-    /// The stream.
+    /// The stream: one of EVENTS.
     pub stream: &'static str,
     /// Its place in the stream.
     pub sequence: u64,
@@ -83,31 +82,26 @@ pub struct EventSource {
 /// The messages of some lanes of JOBS, shared with all deliverers.
 pub struct JobSource {
     pullers: Pullers,
-    lanes: Vec<Lane>,
     client: Client,
 }
 
 impl Bus {
-    /// The messages of EVENTS.
+    /// The messages of every EVENTS, taken in turn.
     pub fn events(&self) -> EventSource {
-        let from = PullFrom {
-            stream: EVENTS_STREAM,
-            consumer: DISPATCHER_CONSUMER.to_owned(),
-            batch: EVENTS_PULL_MESSAGES,
-            bytes: EVENTS_PULL_BYTES,
-        };
-        EventSource { pullers: Pullers::new(self, [from]), client: self.consuming.client.clone() }
+        let from =
+            PullFrom { shard: Shard::FIRST, lane: None, batch: EVENTS_PULL_MESSAGES, bytes: EVENTS_PULL_BYTES };
+        EventSource { pullers: Pullers::new(self, vec![from]), client: self.consuming.client.clone() }
     }
 
-    /// The jobs of these lanes, taken in turn.
+    /// The jobs of these lanes of every JOBS, taken in turn.
     pub fn jobs(&self, lanes: &[Lane]) -> JobSource {
         let from = lanes.iter().map(|lane| PullFrom {
-            stream: JOBS_STREAM,
-            consumer: lane.consumer(),
+            shard: Shard::FIRST,
+            lane: Some(*lane),
             batch: JOBS_PULL_MESSAGES,
             bytes: JOBS_PULL_BYTES,
         });
-        JobSource { pullers: Pullers::new(self, from), lanes: lanes.to_vec(), client: self.consuming.client.clone() }
+        JobSource { pullers: Pullers::new(self, from.collect()), client: self.consuming.client.clone() }
     }
 }
 
@@ -117,13 +111,13 @@ impl EventSource {
     pub async fn next(&mut self, max: usize, cancel: &CancellationToken) -> Vec<EventMessage> {
         let mut taken = Vec::new();
         while taken.is_empty() {
-            let Some((_, message)) = cancel.run_until_cancelled(self.pullers.next()).await else { break };
+            let Some((from, message)) = cancel.run_until_cancelled(self.pullers.next()).await else { break };
             let mut bytes = message.payload.len();
-            taken.extend(event_message(message, &self.client));
+            taken.extend(event_message(message, from, &self.client));
             while taken.len() < max && bytes < EVENTS_NEXT_BYTES {
-                let Some((_, message)) = self.pullers.ready() else { break };
+                let Some((from, message)) = self.pullers.ready() else { break };
                 bytes += message.payload.len();
-                taken.extend(event_message(message, &self.client));
+                taken.extend(event_message(message, from, &self.client));
             }
         }
         taken
@@ -134,8 +128,8 @@ impl JobSource {
     /// Waits for the next bundle; `None` when `cancel` fires. Dropping the future loses no message.
     pub async fn next(&mut self, cancel: &CancellationToken) -> Option<JobMessage> {
         loop {
-            let (index, message) = cancel.run_until_cancelled(self.pullers.next()).await?;
-            if let Some(job) = job_message(message, self.lanes[index], &self.client) {
+            let (from, message) = cancel.run_until_cancelled(self.pullers.next()).await?;
+            if let Some(job) = job_message(message, from, &self.client) {
                 return Some(job);
             }
         }
@@ -144,15 +138,15 @@ impl JobSource {
     /// A bundle that has come already; asks for no more. For a caller that stops and gives back what it has.
     pub fn ready(&mut self) -> Option<JobMessage> {
         loop {
-            let (index, message) = self.pullers.ready()?;
-            if let Some(job) = job_message(message, self.lanes[index], &self.client) {
+            let (from, message) = self.pullers.ready()?;
+            if let Some(job) = job_message(message, from, &self.client) {
                 return Some(job);
             }
         }
     }
 }
 
-fn event_message(message: Message, client: &Client) -> Option<EventMessage> {
+fn event_message(message: Message, from: PullFrom, client: &Client) -> Option<EventMessage> {
     let (place, ack) = place_and_ack(&message, client)?;
     let header = |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
     let message = StoredMessage {
@@ -161,14 +155,15 @@ fn event_message(message: Message, client: &Client) -> Option<EventMessage> {
         trace: header(HEADER_TRACE),
         subject: message.subject.into_string(),
         payload: message.payload,
-        stream: EVENTS_STREAM,
+        stream: from.stream(),
         sequence: place.sequence,
         published: place.published,
     };
     Some(EventMessage { message, delivered: place.delivered, ack })
 }
 
-fn job_message(message: Message, lane: Lane, client: &Client) -> Option<JobMessage> {
+fn job_message(message: Message, from: PullFrom, client: &Client) -> Option<JobMessage> {
+    let lane = from.lane?;
     let (place, ack) = place_and_ack(&message, client)?;
     let marked = message.headers.as_ref().is_some_and(|h| h.get(HEADER_SUSPECT).is_some());
     Some(JobMessage { payload: message.payload, lane, delivered: place.delivered, marked, ack })

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use relay_core::mutation::{self, Safety};
+use relay_core::shard::{Shard, StreamKind};
 use relay_core::subject::{
-    DISPATCHER_CONSUMER, DLQ_STREAM, DLQ_SUBJECTS, EVENTS_IMPORT_STREAM, EVENTS_IMPORT_SUBJECT, EVENTS_STREAM,
-    EVENTS_SUBJECTS, JOBS_STREAM, JOBS_SUBJECTS, Lane, bundles,
+    DISPATCHER_CONSUMER, DLQ_STREAM, DLQ_SUBJECTS, EVENTS_IMPORT_STREAM, EVENTS_IMPORT_SUBJECT, JOBS_SUBJECTS_BEFORE,
+    Lane,
 };
 use serde_json::{Value, json};
 
@@ -25,12 +26,16 @@ const JOBS_ACK_PENDING_MAX: u32 = 200_000;
 /// Pull requests that wait at one consumer, over all pods (two or three each).
 const WAITING_MAX: u32 = 2048;
 
-/// Sizes of the streams.
+/// The streams, and their sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
-    /// Size of EVENTS in bytes; when it is full, producers are refused.
+    /// Streams that events are spread over, at most [`relay_core::shard::STREAMS_MAX`].
+    pub event_streams: u8,
+    /// Streams that jobs are spread over, likewise.
+    pub job_streams: u8,
+    /// Size of each EVENTS in bytes; when all are full, producers are refused.
     pub events_bytes_max: i64,
-    /// Size of JOBS in bytes; when it is full, the oldest jobs go (their leases bring them back).
+    /// Size of each JOBS in bytes; when it is full, the oldest jobs go (their leases bring them back).
     pub jobs_bytes_max: i64,
     /// Size of DLQ in bytes; when it is full, the oldest hints go.
     pub dlq_bytes_max: i64,
@@ -40,30 +45,48 @@ pub struct Topology {
 
 impl Default for Topology {
     fn default() -> Self {
-        Self { events_bytes_max: 8 << 30, jobs_bytes_max: 2 << 30, dlq_bytes_max: 256 << 20, replicas: 1 }
+        Self {
+            event_streams: 1,
+            job_streams: 1,
+            events_bytes_max: 8 << 30,
+            jobs_bytes_max: 2 << 30,
+            dlq_bytes_max: 256 << 20,
+            replicas: 1,
+        }
     }
 }
 
 impl Topology {
-    /// The streams, in the order in which they are made.
-    pub(crate) fn streams(&self) -> Vec<Value> {
-        // Rebuildable streams don't pay for fsync: not written through on one server, in memory on several.
-        let cheap = if self.replicas > 1 {
-            json!({ "storage": "memory" })
-        } else {
-            json!({ "storage": "file", "persist_mode": "async" })
-        };
-        vec![
+    /// How many streams of a kind are used.
+    pub(crate) fn count(&self, kind: StreamKind) -> u8 {
+        match kind {
+            StreamKind::Events => self.event_streams,
+            StreamKind::Jobs => self.job_streams,
+        }
+    }
+
+    /// The streams that every system has once, however many of the others: the first of them before the others are made.
+    pub(crate) fn single_streams(&self) -> [Value; 2] {
+        let import = [EVENTS_IMPORT_SUBJECT.to_owned()];
+        [
+            self.stream(EVENTS_IMPORT_STREAM, &import, 1 << 20, "new", json!({ "max_msgs": 1 })),
             self.stream(
-                EVENTS_IMPORT_STREAM,
-                &[EVENTS_IMPORT_SUBJECT.to_owned()],
-                1 << 20,
-                "new",
-                json!({ "max_msgs": 1 }),
+                DLQ_STREAM,
+                &[DLQ_SUBJECTS.to_owned()],
+                self.dlq_bytes_max,
+                "old",
+                merged(self.cheap(), json!({ "max_age": nanos(DLQ_AGE_MAX) })),
             ),
-            self.stream(
-                EVENTS_STREAM,
-                &[EVENTS_SUBJECTS.to_owned(), bundles(0)],
+        ]
+    }
+
+    /// One of the streams of a kind.
+    pub(crate) fn stream_of(&self, kind: StreamKind, shard: Shard) -> Value {
+        let (name, subjects) = (kind.stream(shard), kind.subjects(shard));
+        match kind {
+            StreamKind::Events => self.stream(
+                name,
+                &subjects,
                 self.events_bytes_max,
                 if mutation::is_broken(Safety::RefuseWhenFull) { "old" } else { "new" },
                 // Only a stream with a source may have no de-duplication at all. It works stream-wide, so it
@@ -74,24 +97,26 @@ impl Topology {
                     "sources": [{ "name": EVENTS_IMPORT_STREAM }],
                 }),
             ),
-            self.stream(
-                JOBS_STREAM,
-                &[JOBS_SUBJECTS.to_owned()],
+            StreamKind::Jobs => self.stream(
+                name,
+                &subjects,
                 self.jobs_bytes_max,
                 "old",
                 merged(
-                    cheap.clone(),
+                    self.cheap(),
                     json!({ "max_msg_size": MESSAGE_BYTES_MAX, "duplicate_window": nanos(JOBS_DUPLICATE_WINDOW) }),
                 ),
             ),
-            self.stream(
-                DLQ_STREAM,
-                &[DLQ_SUBJECTS.to_owned()],
-                self.dlq_bytes_max,
-                "old",
-                merged(cheap, json!({ "max_age": nanos(DLQ_AGE_MAX) })),
-            ),
-        ]
+        }
+    }
+
+    /// Rebuildable streams don't pay for fsync: not written through on one server, in memory on several.
+    fn cheap(&self) -> Value {
+        if self.replicas > 1 {
+            json!({ "storage": "memory" })
+        } else {
+            json!({ "storage": "file", "persist_mode": "async" })
+        }
     }
 
     fn stream(&self, name: &str, subjects: &[String], bytes_max: i64, discard: &str, more: Value) -> Value {
@@ -106,14 +131,38 @@ impl Topology {
         });
         merged(base, more)
     }
+}
 
-    /// The consumers: their stream, their name, their configuration.
-    pub(crate) fn consumers(&self) -> Vec<(&'static str, Value)> {
-        let mut all = vec![(EVENTS_STREAM, consumer(DISPATCHER_CONSUMER, EVENTS_ACK_PENDING_MAX, None))];
-        all.extend(
-            Lane::ALL.map(|lane| (JOBS_STREAM, consumer(&lane.consumer(), JOBS_ACK_PENDING_MAX, Some(lane.filter())))),
-        );
-        all
+/// The durable consumers of each stream of a kind.
+pub(crate) fn consumers(kind: StreamKind) -> Vec<Value> {
+    match kind {
+        StreamKind::Events => vec![consumer(DISPATCHER_CONSUMER, EVENTS_ACK_PENDING_MAX, None)],
+        StreamKind::Jobs => {
+            Lane::ALL.map(|lane| consumer(&lane.consumer(), JOBS_ACK_PENDING_MAX, Some(lane.filter()))).to_vec()
+        }
+    }
+}
+
+/// What is known of a stream's subjects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It takes its own subjects.
+    Used,
+    /// The first JOBS as it was made when there was only one: it takes every number.
+    Wide,
+    /// It isn't used any more, and takes nothing.
+    Retired,
+}
+
+/// What the subjects in a stream's configuration say.
+pub(crate) fn use_of(kind: StreamKind, shard: Shard, config: &Value) -> Use {
+    let there: Vec<&str> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if kind == StreamKind::Jobs && shard == Shard::FIRST && there == [JOBS_SUBJECTS_BEFORE] {
+        Use::Wide
+    } else if kind.subjects(shard).iter().all(|subject| there.contains(&subject.as_str())) {
+        Use::Used
+    } else {
+        Use::Retired
     }
 }
 
@@ -181,10 +230,28 @@ mod tests {
     #[test]
     fn a_cluster_keeps_rebuildable_streams_in_memory() {
         let storage = |replicas| {
-            let streams = Topology { replicas, ..Default::default() }.streams();
-            streams.iter().map(|s| s["storage"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+            let topology = Topology { replicas, ..Default::default() };
+            let [import, letters] = topology.single_streams();
+            let [events, jobs] = StreamKind::ALL.map(|kind| topology.stream_of(kind, Shard::FIRST));
+            [import, events, jobs, letters].map(|s| s["storage"].as_str().unwrap_or_default().to_owned())
         };
         assert_eq!(storage(1), ["file", "file", "file", "file"]);
         assert_eq!(storage(3), ["file", "file", "memory", "memory"]);
+    }
+
+    #[test]
+    fn subjects_tell_whether_a_stream_is_used() {
+        let second = Shard::used(2).last().expect("there are two");
+        for kind in StreamKind::ALL {
+            for shard in [Shard::FIRST, second] {
+                let wanted = Topology::default().stream_of(kind, shard);
+                assert_eq!(use_of(kind, shard, &wanted), Use::Used);
+                let retired = json!({ "subjects": [kind.retired_subject(shard)] });
+                assert_eq!(use_of(kind, shard, &retired), Use::Retired);
+            }
+        }
+        let wide = json!({ "subjects": ["relay.jobs.>"] });
+        assert_eq!(use_of(StreamKind::Jobs, Shard::FIRST, &wide), Use::Wide);
+        assert_eq!(use_of(StreamKind::Jobs, second, &wide), Use::Retired);
     }
 }

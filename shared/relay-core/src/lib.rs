@@ -1,7 +1,7 @@
 //! What decides: the pure core of WebhookRelay. No I/O, no clock, no randomness, no logging: times and random
 //! numbers come in as arguments, so everything here is tested by examples, properties and the simulation.
 //!
-//! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] (on the
+//! In the order in which an event flows: [`event`], [`ids`] and [`bundle`] (accepted), [`subject`] and [`shard`] (on the
 //! wire), [`matching`] and [`protocol`] (dispatched), [`job`], [`lanes`] and [`rate`] (queued), [`gathering`] (batched), [`signature`] and
 //! [`address`] (sent), [`sealing`] (their secrets at rest), [`answer`], [`retry`] and [`breaker`] (judged), [`delivery`]
 //! (recorded). [`endpoint`], [`headers`], [`keys`], [`forwarded`], [`body_room`], [`problem`], [`page`], [`bulk`],
@@ -36,6 +36,7 @@ pub mod rate;
 pub mod retry;
 pub mod sealing;
 pub mod series;
+pub mod shard;
 pub mod shedding;
 pub mod signature;
 pub mod subject;

@@ -5,22 +5,18 @@ use std::fmt;
 use crate::event::EventType;
 use crate::ids::TenantId;
 
-/// Stream of accepted events.
-pub const EVENTS_STREAM: &str = "EVENTS";
 /// Empty stream that EVENTS names as its source, which switches JetStream's de-duplication off there.
 pub const EVENTS_IMPORT_STREAM: &str = "EVENTS_IMPORT";
 /// Subject of that empty stream; nothing is ever published on it.
 pub const EVENTS_IMPORT_SUBJECT: &str = "relay.import.none";
-/// Stream of delivery jobs.
-pub const JOBS_STREAM: &str = "JOBS";
 /// Stream of dead-letter hints.
 pub const DLQ_STREAM: &str = "DLQ";
 /// The dispatchers' durable consumer on EVENTS.
 pub const DISPATCHER_CONSUMER: &str = "dispatcher";
 /// What producers publish on.
 pub const EVENTS_SUBJECTS: &str = "relay.events.>";
-/// What job bundles are published on.
-pub const JOBS_SUBJECTS: &str = "relay.jobs.>";
+/// What the stream JOBS took while there was only one: systems that were made then have it so still.
+pub const JOBS_SUBJECTS_BEFORE: &str = "relay.jobs.>";
 /// What dead-letter hints are published on.
 pub const DLQ_SUBJECTS: &str = "relay.dlq.>";
 /// Hint on core NATS: a tenant's directory changed (body: the tenant).

@@ -23,7 +23,7 @@ async fn next_job(source: &mut JobSource) -> Result<relay_bus::JobMessage> {
 /// Publishes until it is stored, as every caller does after an unknown outcome.
 async fn publish_at_last(bus: &Bus, body: &'static str) -> Result<()> {
     let publish = async {
-        while let Err(error) = bus.publish_events(0, body.into()).await {
+        while let Err(error) = bus.publish_events(body.into()).await {
             assert!(!matches!(error, PublishError::Full(_) | PublishError::Refused(_)), "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -37,7 +37,7 @@ async fn a_killed_server_loses_nothing_that_is_not_acknowledged() -> Result<()> 
     let bus = server.bus().await?;
     let mut disruption = bus.disruption();
     for n in 0..200u8 {
-        bus.publish_events(0, Bytes::copy_from_slice(&[n])).await?;
+        bus.publish_events(Bytes::copy_from_slice(&[n])).await?;
     }
     let mut source = bus.events();
     let (mut acked, mut held) = (BTreeSet::new(), Vec::new());
@@ -52,7 +52,7 @@ async fn a_killed_server_loses_nothing_that_is_not_acknowledged() -> Result<()> 
     disruption.mark_unchanged();
     server.kill()?;
     tokio::time::timeout(WITHIN, disruption.changed()).await.context("the disruption was not seen")??;
-    let refused = bus.publish_events(0, "x".into()).await;
+    let refused = bus.publish_events("x".into()).await;
     assert!(matches!(refused, Err(PublishError::Unavailable(_) | PublishError::Unknown(_))), "{refused:?}");
     server.start_again().await?;
 
@@ -69,7 +69,7 @@ async fn a_killed_server_loses_nothing_that_is_not_acknowledged() -> Result<()> 
     bus.ping().await?;
 
     // JOBS may lose its tail with the server (the leases bring it back), and goes on.
-    bus.publish_jobs(Lane::Fresh, 0, "after".into()).await?;
+    bus.publish_jobs(Lane::Fresh, "after".into()).await?;
     assert_eq!(next_job(&mut bus.jobs(&[Lane::Fresh])).await?.payload, "after");
     Ok(())
 }
@@ -82,7 +82,7 @@ async fn jobs_published_into_an_outage_arrive_when_it_ends_in_time() -> Result<(
     server.kill()?;
     let publishing = {
         let bus = bus.clone();
-        tokio::spawn(async move { bus.publish_jobs(Lane::Slow, 0, "late".into()).await })
+        tokio::spawn(async move { bus.publish_jobs(Lane::Slow, "late".into()).await })
     };
     server.start_again().await?;
     let published = publishing.await?;
@@ -115,16 +115,16 @@ async fn deleted_streams_and_consumers_are_declared_again() -> Result<()> {
     let (bus, admin) = (server.bus().await?, server.raw().await?);
     let mut events = bus.events();
     let mut jobs = bus.jobs(&[Lane::Fresh, Lane::Retry]);
-    bus.publish_events(0, "one".into()).await?;
+    bus.publish_events("one".into()).await?;
     take(&mut events, 1).await?[0].ack.ack_sync().await?;
-    bus.publish_jobs(Lane::Retry, 0, "one".into()).await?;
+    bus.publish_jobs(Lane::Retry, "one".into()).await?;
     next_job(&mut jobs).await?.ack.ack_sync().await?;
 
     for what in ["STREAM.DELETE.EVENTS", "STREAM.DELETE.JOBS", "STREAM.DELETE.EVENTS_IMPORT"] {
         admin.request(format!("$JS.API.{what}"), "".into()).await?;
     }
-    bus.publish_events(0, "two".into()).await?;
-    bus.publish_jobs(Lane::Retry, 0, "two".into()).await?;
+    bus.publish_events("two".into()).await?;
+    bus.publish_jobs(Lane::Retry, "two".into()).await?;
     let message = take(&mut events, 1).await?.remove(0);
     assert_eq!(message.message.payload, "two");
     message.ack.ack_sync().await?;
@@ -136,8 +136,8 @@ async fn deleted_streams_and_consumers_are_declared_again() -> Result<()> {
     for what in ["CONSUMER.DELETE.EVENTS.dispatcher", "CONSUMER.DELETE.JOBS.deliverer-retry"] {
         admin.request(format!("$JS.API.{what}"), "".into()).await?;
     }
-    bus.publish_events(0, "three".into()).await?;
-    bus.publish_jobs(Lane::Retry, 0, "three".into()).await?;
+    bus.publish_events("three".into()).await?;
+    bus.publish_jobs(Lane::Retry, "three".into()).await?;
     // A new consumer begins at the start of the stream: nothing is skipped, old ones come again.
     while take(&mut events, 1).await?.iter().all(|m| m.message.payload != "three") {}
     while next_job(&mut jobs).await?.payload != "three" {}
@@ -148,7 +148,7 @@ async fn deleted_streams_and_consumers_are_declared_again() -> Result<()> {
 async fn declaring_twice_changes_nothing_and_other_settings_stay() -> Result<()> {
     let server = Server::start().await?;
     let bus = server.bus().await?;
-    bus.publish_events(0, "kept".into()).await?;
+    bus.publish_events("kept".into()).await?;
     let larger = relay_bus::Topology { events_bytes_max: 128 << 20, ..crate::server::small() };
     let small = crate::server::small();
     let (a, b) = tokio::join!(bus.declare(&larger), bus.declare(&small));

@@ -2,5 +2,6 @@
 
 mod faults;
 mod server;
+mod shards;
 mod streams;
 mod users;

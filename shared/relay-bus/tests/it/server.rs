@@ -90,7 +90,7 @@ impl Drop for Server {
 
 /// Streams small enough for any disk.
 pub fn small() -> Topology {
-    Topology { events_bytes_max: 64 << 20, jobs_bytes_max: 64 << 20, dlq_bytes_max: 1 << 20, replicas: 1 }
+    Topology { events_bytes_max: 64 << 20, jobs_bytes_max: 64 << 20, dlq_bytes_max: 1 << 20, ..Topology::default() }
 }
 
 fn spawn(dir: &Path) -> Result<Child> {

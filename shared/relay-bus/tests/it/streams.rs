@@ -95,7 +95,7 @@ async fn jobs_are_de_duplicated_and_marks_are_seen() -> Result<()> {
     let other = [(HEADER_MSG_ID, "p-2"), (HEADER_SUSPECT, "1")];
     publish(&client, "relay.jobs.fresh.0", &other, "two").await?;
     for body in ["three", "four"] {
-        bus.publish_jobs(Lane::Fresh, 0, body.into()).await?;
+        bus.publish_jobs(Lane::Fresh, body.into()).await?;
     }
 
     let cancel = CancellationToken::new();
@@ -138,7 +138,7 @@ async fn a_full_log_refuses_and_keeps_what_it_accepted() -> Result<()> {
     bus.declare(&Topology { events_bytes_max: 4 << 20, ..small() }).await?;
     let mut accepted = 0u8;
     let refused = loop {
-        match bus.publish_events(0, Bytes::from(vec![accepted; 500_000])).await {
+        match bus.publish_events(Bytes::from(vec![accepted; 500_000])).await {
             Ok(()) => accepted += 1,
             Err(error) => break error,
         }
@@ -153,7 +153,7 @@ async fn a_full_log_refuses_and_keeps_what_it_accepted() -> Result<()> {
         message.ack.ack_sync().await?;
     }
     bus.purge_history(Duration::from_secs(3600), 0).await?;
-    bus.publish_events(0, Bytes::from_static(b"more")).await?;
+    bus.publish_events(Bytes::from_static(b"more")).await?;
     Ok(())
 }
 
@@ -162,11 +162,11 @@ async fn the_largest_message_is_pulled_and_a_larger_one_refused() -> Result<()> 
     let server = Server::start().await?;
     let bus = server.bus().await?;
     for _ in 0..9 {
-        bus.publish_events(0, Bytes::from(vec![7; (2 << 20) - 100])).await?;
+        bus.publish_events(Bytes::from(vec![7; (2 << 20) - 100])).await?;
     }
-    let refused = bus.publish_events(0, Bytes::from(vec![7; 3 << 20])).await;
+    let refused = bus.publish_events(Bytes::from(vec![7; 3 << 20])).await;
     assert!(matches!(refused, Err(PublishError::Refused(_))), "{refused:?}");
-    let refused = bus.publish_events(0, Bytes::from(vec![7; 9 << 20])).await;
+    let refused = bus.publish_events(Bytes::from(vec![7; 9 << 20])).await;
     assert!(matches!(refused, Err(PublishError::Refused(_))), "{refused:?}");
     assert_eq!(take(&mut bus.events(), 9).await?.len(), 9);
     Ok(())
@@ -176,7 +176,7 @@ async fn the_largest_message_is_pulled_and_a_larger_one_refused() -> Result<()> 
 async fn nak_brings_a_message_back_and_progress_and_acks_are_known() -> Result<()> {
     let server = Server::start().await?;
     let bus = server.bus().await?;
-    bus.publish_events(0, "one".into()).await?;
+    bus.publish_events("one".into()).await?;
     let mut source = bus.events();
     let first = take(&mut source, 1).await?.remove(0);
     first.ack.progress().await;
@@ -203,7 +203,7 @@ async fn next_takes_what_is_there_and_dropping_it_loses_nothing() -> Result<()> 
         }));
     }
     for n in 0..50u8 {
-        bus.publish_events(0, Bytes::copy_from_slice(&[n])).await?;
+        bus.publish_events(Bytes::copy_from_slice(&[n])).await?;
     }
     wait_for_lag(&bus, Lag { pending: 0, ack_pending: 50 }).await?;
     let taken = source.next(20, &cancel).await;
@@ -222,7 +222,7 @@ async fn two_sources_share_the_work() -> Result<()> {
     let server = Server::start().await?;
     let (a, b) = (server.bus().await?, server.bus().await?);
     for n in 0..100u8 {
-        a.publish_jobs(Lane::Fresh, 0, Bytes::copy_from_slice(&[n])).await?;
+        a.publish_jobs(Lane::Fresh, Bytes::copy_from_slice(&[n])).await?;
     }
     let cancel = CancellationToken::new();
     let mut sources = [a.jobs(&[Lane::Fresh]), b.jobs(&[Lane::Fresh])];
@@ -253,7 +253,7 @@ async fn a_source_that_ends_gives_back_what_it_did_not_hand_out() -> Result<()> 
     let server = Server::start().await?;
     let bus = server.bus().await?;
     for n in 0..10u8 {
-        bus.publish_events(0, Bytes::copy_from_slice(&[n])).await?;
+        bus.publish_events(Bytes::copy_from_slice(&[n])).await?;
     }
     let cancel = CancellationToken::new();
     let mut first = bus.events();
@@ -272,8 +272,8 @@ async fn only_acknowledged_history_is_purged() -> Result<()> {
     let server = Server::start().await?;
     let (bus, client) = (server.bus().await?, server.raw().await?);
     for n in 0..10u8 {
-        bus.publish_events(0, Bytes::copy_from_slice(&[n])).await?;
-        bus.publish_jobs(Lane::Replay, 0, Bytes::copy_from_slice(&[n])).await?;
+        bus.publish_events(Bytes::copy_from_slice(&[n])).await?;
+        bus.publish_jobs(Lane::Replay, Bytes::copy_from_slice(&[n])).await?;
     }
     let taken = take(&mut bus.events(), 10).await?;
     for message in &taken[..6] {

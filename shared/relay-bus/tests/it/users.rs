@@ -27,7 +27,7 @@ async fn every_service_may_do_its_work() -> Result<()> {
         assert_eq!((durability.sync_always, durability.duplicate_window_zero), (Some(true), true));
     }
 
-    ingest.publish_events(0, "bundle".into()).await?;
+    ingest.publish_events("bundle".into()).await?;
     let producer = async_nats::connect(servers.nats_producer_url().expect("NATS runs")).await?;
     let answer = producer.request("relay.events.default.order.created", "{}".into()).await?;
     assert!(std::str::from_utf8(&answer.payload)?.contains("\"seq\":2"), "{answer:?}");
@@ -41,7 +41,7 @@ async fn every_service_may_do_its_work() -> Result<()> {
         message.ack.ack_sync().await?;
     }
 
-    dispatcher.publish_jobs(Lane::Fresh, 0, "jobs".into()).await?;
+    dispatcher.publish_jobs(Lane::Fresh, "jobs".into()).await?;
     let mut jobs = deliverer.jobs(&[Lane::Fresh]);
     let job = jobs.next(&CancellationToken::new()).await.expect("not cancelled");
     assert_eq!(job.payload, "jobs");
