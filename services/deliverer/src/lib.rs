@@ -86,7 +86,7 @@ impl Deliverer {
         links: Links,
         pod: String,
     ) -> Result<Self, StartError> {
-        links.bus.declare(&relay_bus::Topology::default()).await?;
+        links.bus.declare_missing().await?;
         if let Some(proxy) = &egress {
             tracing::info!(proxy = proxy.shown(), "deliveries leave through a proxy, which resolves their names");
         }

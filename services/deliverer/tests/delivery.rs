@@ -159,7 +159,7 @@ impl World {
     }
 
     async fn publish(&self, jobs: &[Job]) {
-        self.links.bus.publish_jobs(Lane::Fresh, 0, job::encode(jobs)).await.unwrap();
+        self.links.bus.publish_jobs(Lane::Fresh, job::encode(jobs)).await.unwrap();
     }
 
     /// The event once `reached` says so.

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use chrono::{TimeZone as _, Utc};
 use relay_bus::StoredMessage;
 use relay_core::event::{TRACE_BYTES_MAX, check_payload};
-use relay_core::subject;
 use relay_fuzz::{fuzz, parts, text};
 
 use crate::decode::{Decoded, decode};
@@ -30,7 +29,7 @@ fn messages() {
             endpoint_id: header(endpoint_id),
             trace: header(trace),
             payload: Bytes::copy_from_slice(payload),
-            stream: subject::EVENTS_STREAM,
+            stream: "EVENTS",
             sequence: 7,
             published: Utc.timestamp_opt(1_700_000_000, 0).unwrap(),
         };

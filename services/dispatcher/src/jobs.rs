@@ -1,4 +1,4 @@
-//! Step 7: jobs go out in bundles, one lane and shard at a time. What can't be published in time is left to its
+//! Step 7: jobs go out in bundles, one lane at a time. What can't be published in time is left to its
 //! lease: the scheduler claims it again when that lapses.
 
 use futures_util::future::join_all;
@@ -12,7 +12,7 @@ pub async fn publish(bus: &Bus, lane: Lane, jobs: Vec<Job>) -> usize {
         return 0;
     }
     let sent = join_all(job::bundles(jobs).into_iter().map(|bundle| async move {
-        match bus.publish_jobs(lane, 0, job::encode(&bundle)).await {
+        match bus.publish_jobs(lane, job::encode(&bundle)).await {
             Ok(()) => bundle.len(),
             Err(error) => {
                 tracing::warn!(%error, %lane, jobs = bundle.len(), "jobs not published; their leases bring them back");

@@ -44,7 +44,7 @@ pub enum StartError {
 }
 
 impl Dispatcher {
-    /// Declares the streams where they are missing. `holder` names this process in lease rows.
+    /// Declares the streams where they are missing, and uses as many as the settings say. `holder` names this process in lease rows.
     pub async fn start(config: Config, links: Links, holder: String) -> Result<Self, StartError> {
         links.bus.declare(&config.topology()).await?;
         Ok(Self { config, links, holder })

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{join, join_all};
 use relay_bus::Bus;
 use relay_core::endpoint::Endpoint;
 use relay_core::ids::EndpointId;
@@ -100,22 +101,33 @@ fn lane_of(slow: &HashMap<EndpointId, Instant>, endpoint: EndpointId, lane: Lane
 
 /// Keeps `room` up to date until `stop` fires.
 pub async fn watch(room: Arc<Room>, bus: Bus, stop: CancellationToken) {
+    // Side by side: a stream that doesn't answer keeps nobody from hearing.
+    let watching = join(hear(&room, &bus), measure(&room, &bus));
+    stop.run_until_cancelled(watching).await;
+}
+
+/// Takes what the deliverers say.
+async fn hear(room: &Room, bus: &Bus) {
     let mut full = bus.subscribe_hints(relay_core::subject::HINT_FULL);
     let mut slow = bus.subscribe_hints(relay_core::subject::HINT_SLOW);
     let endpoint = |hint: Option<Bytes>| std::str::from_utf8(&hint?).ok()?.parse::<EndpointId>().ok();
+    loop {
+        tokio::select! {
+            hint = full.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_full(endpoint)),
+            hint = slow.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_slow(endpoint)),
+        }
+    }
+}
+
+/// Looks how deep the lanes are.
+async fn measure(room: &Room, bus: &Bus) {
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            hint = full.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_full(endpoint)),
-            hint = slow.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_slow(endpoint)),
-            _ = tick.tick() => {
-                for lane in Lane::ALL {
-                    if let Ok(lag) = bus.jobs_lag(lane).await {
-                        room.depth[lane as usize].store(lag.pending, Ordering::Relaxed);
-                    }
-                }
+        tick.tick().await;
+        for (lane, lag) in join_all(Lane::ALL.map(|lane| async move { (lane, bus.jobs_lag(lane).await) })).await {
+            if let Ok(lag) = lag {
+                room.depth[lane as usize].store(lag.pending, Ordering::Relaxed);
             }
         }
     }

@@ -18,8 +18,6 @@ use uuid::Uuid;
 
 use crate::refusal;
 
-/// The shard of bundles that ingest uses too.
-const SHARD: u16 = 0;
 
 /// A replay that goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -129,7 +127,7 @@ pub async fn send_as_new(
     };
     let mut bundle = BundleWriter::default();
     bundle.push(&event);
-    links.bus.publish_events(SHARD, bundle.finish()).await.map_err(NotSent::Unpublished)?;
+    links.bus.publish_events(bundle.finish()).await.map_err(NotSent::Unpublished)?;
     Ok(copy)
 }
 

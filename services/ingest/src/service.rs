@@ -22,8 +22,6 @@ use crate::refresh::Refresher;
 use crate::routes;
 use crate::waiters::Waiters;
 
-/// The shard of bundles; more than one comes with more than one EVENTS stream.
-const SHARD: u16 = 0;
 /// How often the directory is written to the state file.
 const SAVE_EVERY: Duration = Duration::from_secs(15);
 /// The file in the state directory.
@@ -118,7 +116,7 @@ impl Ingest {
 
 async fn publish(bus: Bus, bundle: Bytes) -> Result<(), PublishFailure> {
     failpoint::pass(Point::IngestPublish).await;
-    let published = bus.publish_events(SHARD, bundle).await.map_err(|error| {
+    let published = bus.publish_events(bundle).await.map_err(|error| {
         tracing::warn!(%error, "a bundle of events was not acknowledged");
         match error {
             PublishError::Full(_) => PublishFailure::Full,

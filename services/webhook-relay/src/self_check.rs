@@ -73,7 +73,7 @@ async fn send(
     };
     let mut bundle = BundleWriter::default();
     bundle.push(&event);
-    links.bus.publish_events(0, bundle.finish()).await.context("publishing the event")?;
+    links.bus.publish_events(bundle.finish()).await.context("publishing the event")?;
     let accepted = Instant::now();
     let id = event.id.to_string();
     tokio::time::timeout(PATIENCE, async {

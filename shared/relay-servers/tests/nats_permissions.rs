@@ -161,7 +161,7 @@ fn declare(client: &mut Client) {
         &json!({"name": "EVENTS", "subjects": ["relay.events.>", "relay.bundles.0"], "duplicate_window": 0,
             "sources": [{"name": "EVENTS_IMPORT"}]}),
     );
-    client.may("$JS.API.STREAM.CREATE.JOBS", &json!({"name": "JOBS", "subjects": ["relay.jobs.>"]}));
+    client.may("$JS.API.STREAM.CREATE.JOBS", &json!({"name": "JOBS", "subjects": ["relay.jobs.*.0"]}));
     client.may("$JS.API.STREAM.CREATE.DLQ", &json!({"name": "DLQ", "subjects": ["relay.dlq.>"]}));
     client.may(
         "$JS.API.CONSUMER.CREATE.EVENTS.dispatcher",
@@ -225,6 +225,12 @@ fn each_service_can_do_its_work_and_no_more() {
         ] {
             client.may_not(forbidden);
         }
+        // Which streams are used is the dispatcher's to decide.
+        if user != "dispatcher" && user != "relay" {
+            client.may_not("$JS.API.STREAM.UPDATE.JOBS");
+            client.may_not("$JS.API.STREAM.UPDATE.EVENTS_1");
+            client.may_not("$JS.API.CONSUMER.CREATE.EVENTS_1.dispatcher");
+        }
         // What EVENTS retains is read by `webhook-relay fsck` alone, as the user of the all-in-one.
         if user != "relay" {
             client.may_not("$JS.API.STREAM.MSG.GET.EVENTS");
@@ -253,6 +259,10 @@ fn each_service_can_do_its_work_and_no_more() {
     deliverer.may_not("relay.bundles.0");
     dispatcher.may_not("relay.bundles.0");
     dispatcher.may_not("$JS.API.CONSUMER.MSG.NEXT.JOBS.deliverer-fresh");
+
+    // The deliverer's consumers are on JOBS alone.
+    deliverer.may_not("$JS.API.CONSUMER.CREATE.EVENTS_1.deliverer-fresh.relay.bundles.1");
+    deliverer.may_not("$JS.API.CONSUMER.MSG.NEXT.EVENTS_1.dispatcher");
 
     let mut relay = service(&servers, "relay");
     relay.may("relay.bundles.0", &json!({}));

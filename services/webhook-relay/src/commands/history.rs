@@ -1,4 +1,4 @@
-//! Invariant I1 looked at afterwards: every message that EVENTS still holds and that is acknowledged must have become
+//! Invariant I1 looked at afterwards: every message that an EVENTS still holds and that is acknowledged must have become
 //! events, aliases or dead letters. What didn't can be restored from it. `fsck` and `recover` walk it, in parts of
 //! bounded memory.
 
@@ -13,6 +13,7 @@ use relay_core::audit::ThrownAway;
 use relay_core::bundle::BundleWriter;
 use relay_core::event::Event;
 use relay_core::ids::EventId;
+use relay_core::shard::Shard;
 use relay_store::Store;
 
 /// Messages of one part: one of them may be a bundle of 500 events.
@@ -51,6 +52,7 @@ pub struct Part {
 pub struct Lost {
     /// Its own id, or that of its letter.
     ids: Vec<EventId>,
+    stream: &'static str,
     subject: Arc<str>,
     sequence: u64,
     content: Content,
@@ -77,7 +79,7 @@ impl Lost {
 
     /// In words.
     pub fn what(&self) -> String {
-        let place = format!("message {} on {}", self.sequence, self.subject);
+        let place = format!("message {} of {} on {}", self.sequence, self.stream, self.subject);
         match &self.content {
             Content::Event(event) => {
                 format!("event {} of tenant {} ({place}) is not in PostgreSQL", event.id, event.tenant)
@@ -96,9 +98,9 @@ impl<'a> History<'a> {
         Ok(Self { store, bus, payload_bytes_max, thrown_away })
     }
 
-    /// Compares the next messages from the sequence `from` to `to`.
-    pub async fn part(&self, from: u64, to: u64) -> anyhow::Result<Part> {
-        let read = self.bus.retained_part(from, to, PART).await?;
+    /// Compares the next messages of one of EVENTS from the sequence `from` to `to`.
+    pub async fn part(&self, shard: Shard, from: u64, to: u64) -> anyhow::Result<Part> {
+        let read = self.bus.retained_part(shard, from, to, PART).await?;
         let messages = read.messages.len() as u64;
         let mut part = Part {
             messages,
@@ -125,11 +127,11 @@ impl<'a> History<'a> {
         Ok(part)
     }
 
-    /// The ids of the events in the messages from the sequence `from` to `to`.
-    pub async fn ids(&self, from: u64, to: u64) -> anyhow::Result<HashSet<EventId>> {
+    /// The ids of the events in the messages of one of EVENTS from the sequence `from` to `to`.
+    pub async fn ids(&self, shard: Shard, from: u64, to: u64) -> anyhow::Result<HashSet<EventId>> {
         let (mut ids, mut next) = (HashSet::new(), from);
         while next <= to {
-            let read = self.bus.retained_part(next, to, PART).await?;
+            let read = self.bus.retained_part(shard, next, to, PART).await?;
             next = read.next;
             let all = read.messages.into_iter().filter_map(|m| expect(m, self.payload_bytes_max)).flatten();
             ids.extend(all.map(|e| e.id()));
@@ -154,12 +156,12 @@ impl<'a> History<'a> {
 
     async fn publish(&self, bundle: Bytes) -> Result<(), PublishError> {
         for _ in 1..TRIES {
-            match self.bus.publish_events(0, bundle.clone()).await {
+            match self.bus.publish_events(bundle.clone()).await {
                 Err(PublishError::Unknown(_)) => {}
                 done => return done,
             }
         }
-        self.bus.publish_events(0, bundle).await
+        self.bus.publish_events(bundle).await
     }
 }
 
@@ -183,8 +185,8 @@ fn expect(message: StoredMessage, payload_max: usize) -> Option<Vec<Lost>> {
     // A dispatcher with another limit on payloads may have made a letter of it, with this id.
     let as_letter = EventId::from_stream(message.stream, message.sequence, message.published);
     let decoded = decode(&message, payload_max);
-    let (subject, sequence): (Arc<str>, u64) = (message.subject.into(), message.sequence);
-    let of = |ids, content| Lost { ids, subject: Arc::clone(&subject), sequence, content };
+    let (stream, subject, sequence) = (message.stream, Arc::<str>::from(message.subject), message.sequence);
+    let of = |ids, content| Lost { ids, stream, subject: Arc::clone(&subject), sequence, content };
     match decoded {
         Decoded::Events(events) => {
             Some(events.into_iter().map(|event| of(vec![event.id, as_letter], Content::Event(event))).collect())
@@ -250,7 +252,7 @@ mod tests {
         let again = expect(message("relay.bundles.0", bundles(&[direct]).remove(0)), 100).expect("it is known");
         assert_eq!(again[0].id(), first[0].id());
         let letter = expect(message("relay.events.default.a", "{"), 100).expect("it is known");
-        assert!(letter[0].is_letter() && letter[0].what().contains("message 7 on relay.events.default.a"));
+        assert!(letter[0].is_letter() && letter[0].what().contains("message 7 of EVENTS on relay.events.default.a"));
         assert!(expect(message("relay.bundles.0", vec![99]), 100).is_none());
     }
 }

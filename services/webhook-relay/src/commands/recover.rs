@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use chrono::{DateTime, TimeDelta, Utc};
 use relay_bus::Retained;
 use relay_core::ids::EventId;
+use relay_core::shard::Shard;
 use relay_runtime::clock::Clock;
 use relay_runtime::flags::NatsFlags;
 use serde::Serialize;
@@ -143,14 +144,50 @@ fn recover(args: &Args) -> anyhow::Result<Report> {
     })
 }
 
-async fn walk(history: &History<'_>, held: &Retained, mut report: Report) -> anyhow::Result<Report> {
-    let to = held.delivered;
-    let begin = history.bus.first_since(report.since, held.first.max(1), to).await?;
-    let mut next = begin;
-    let mut waiting: Option<HashSet<EventId>> = None;
-    let mut said = Instant::now();
+async fn walk(history: &History<'_>, held: &[Retained], mut report: Report) -> anyhow::Result<Report> {
+    let mut parts = Vec::new();
+    for of in held {
+        let begin = history.bus.first_since(of.shard, report.since, of.first.max(1), of.delivered).await?;
+        parts.push((of.shard, begin, of.delivered));
+    }
+    let all: u64 = parts.iter().map(|(_, begin, to)| (to + 1).saturating_sub(*begin)).sum();
+    let mut progress = Progress { all, done: 0, said: Instant::now() };
+    let mut waiting = None;
+    for (shard, begin, to) in parts {
+        walk_stream(history, held, (shard, begin, to), &mut waiting, &mut progress, &mut report).await?;
+    }
+    Ok(report)
+}
+
+/// How far the walk is, in messages.
+struct Progress {
+    all: u64,
+    done: u64,
+    said: Instant,
+}
+
+impl Progress {
+    fn step(&mut self, messages: u64, recovered: u64) {
+        self.done += messages;
+        if self.said.elapsed() >= PROGRESS {
+            self.said = Instant::now();
+            eprintln!("{} of {} messages looked at, {recovered} events recovered", self.done, self.all);
+        }
+    }
+}
+
+/// `waiting`: what lies in any stream behind what dispatchers have had, and what this run has published.
+async fn walk_stream(
+    history: &History<'_>,
+    held: &[Retained],
+    (shard, mut next, to): (Shard, u64, u64),
+    waiting: &mut Option<HashSet<EventId>>,
+    progress: &mut Progress,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     while next <= to {
-        let mut part = history.part(next, to).await?;
+        let mut part = history.part(shard, next, to).await?;
+        let looked_at = part.next - next;
         next = part.next;
         report.messages += part.messages;
         report.removed_messages += part.absent;
@@ -160,9 +197,9 @@ async fn walk(history: &History<'_>, held: &Retained, mut report: Report) -> any
         report.present += part.events - part.dropped - part.lost.len() as u64;
         if !part.lost.is_empty() {
             // Asked for only once something is missing: an earlier run's copies may lie behind what dispatchers have had.
-            let known = match &mut waiting {
-                Some(known) => known,
-                None => waiting.insert(history.ids(to + 1, held.last).await?),
+            let known = match waiting.take() {
+                Some(known) => waiting.insert(known),
+                None => waiting.insert(undelivered(history, held).await?),
             };
             let all = part.lost.len();
             // And each once, however often it was published.
@@ -175,13 +212,18 @@ async fn walk(history: &History<'_>, held: &Retained, mut report: Report) -> any
             report.recovered_letters += letters;
             report.recovered += part.lost.len() as u64 - letters;
         }
-        if said.elapsed() >= PROGRESS {
-            said = Instant::now();
-            let (done, all) = (next - begin, to + 1 - begin);
-            eprintln!("{done} of {all} messages looked at, {} events recovered", report.recovered);
-        }
+        progress.step(looked_at, report.recovered);
     }
-    Ok(report)
+    Ok(())
+}
+
+/// The events that lie behind what dispatchers have had.
+async fn undelivered(history: &History<'_>, held: &[Retained]) -> anyhow::Result<HashSet<EventId>> {
+    let mut ids = HashSet::new();
+    for of in held {
+        ids.extend(history.ids(of.shard, of.delivered + 1, of.last).await?);
+    }
+    Ok(ids)
 }
 
 /// What isn't held of the time from `since` to `now`.
@@ -196,9 +238,13 @@ impl Report {
         since: DateTime<Utc>,
         now: DateTime<Utc>,
         dropped_before: Option<DateTime<Utc>>,
-        held: &Retained,
+        held: &[Retained],
         dry_run: bool,
     ) -> Self {
+        // What one stream doesn't hold can't be found in another one.
+        let whole_since = held.iter().map(|of| of.whole_since).collect::<Option<Vec<_>>>();
+        let whole_since = whole_since.and_then(|all| all.into_iter().max());
+        let undelivered = |of: &Retained| of.last.saturating_sub(of.delivered.max(of.first.saturating_sub(1)));
         Self {
             since,
             dry_run,
@@ -209,8 +255,8 @@ impl Report {
             waiting: 0,
             recovered: 0,
             recovered_letters: 0,
-            undelivered_messages: held.last.saturating_sub(held.delivered.max(held.first.saturating_sub(1))),
-            gap: gap(since.max(dropped_before.unwrap_or(since)), now, held.whole_since),
+            undelivered_messages: held.iter().map(undelivered).sum(),
+            gap: gap(since.max(dropped_before.unwrap_or(since)), now, whole_since),
             removed_messages: 0,
             newer_messages: 0,
         }
@@ -278,13 +324,26 @@ mod tests {
         assert_eq!(gap(at(0), at(9), Some(at(0))), None);
         assert_eq!(gap(at(0), at(9), Some(at(3))), Some(Gap { from: at(0), to: at(3) }));
         assert_eq!(gap(at(0), at(9), None), Some(Gap { from: at(0), to: at(9) }));
-        let held = Retained { first: 5, acknowledged: 7, delivered: 8, last: 9, whole_since: Some(at(3)) };
+        let of = |number: usize, since| Retained {
+            shard: Shard::all().nth(number).expect("there are as many"),
+            first: 5,
+            acknowledged: 7,
+            delivered: 8,
+            last: 9,
+            whole_since: since,
+        };
+        let held = [of(0, Some(at(3)))];
         let code = |report: &Report| format!("{:?}", report.exit_code());
         let mut report = Report::new(at(0), at(9), None, &held, true);
         assert_eq!((report.undelivered_messages, code(&report)), (1, format!("{:?}", ExitCode::from(GAP))));
         let shown = report.to_string();
         assert!(shown.contains("nothing of 2027-01-15 08:00:00Z to 2027-01-15 08:00:03Z"), "{shown}");
         assert!(shown.contains("0 events would be published again") && shown.contains("backlog"), "{shown}");
+        let several = [of(0, Some(at(2))), of(1, Some(at(4))), of(2, Some(DateTime::UNIX_EPOCH))];
+        let of_several = Report::new(at(0), at(9), None, &several, true);
+        assert_eq!((of_several.undelivered_messages, of_several.gap), (3, Some(Gap { from: at(0), to: at(4) })));
+        let untold = [of(0, Some(at(0))), of(1, None)];
+        assert_eq!(Report::new(at(0), at(9), None, &untold, true).gap, Some(Gap { from: at(0), to: at(9) }));
         // What retention has thrown away isn't missed.
         assert_eq!(Report::new(at(0), at(9), Some(at(2)), &held, true).gap, Some(Gap { from: at(2), to: at(3) }));
         report.gap = Report::new(at(0), at(9), Some(at(3)), &held, true).gap;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use relay_bus::Unused;
 use relay_core::audit::{Attempts, EventFault};
 use relay_core::ids::{EndpointId, EventId};
 use relay_core::page::Cursor;
@@ -28,29 +29,47 @@ pub async fn accepted(links: &Links<'_>) -> Check {
 
 async fn walk_history(links: &Links<'_>, check: &mut Check) -> anyhow::Result<String> {
     let history = History::open(links.store, links.bus, links.payload_bytes_max).await?;
-    let held = links.bus.retained().await?;
-    let mut next = held.first.max(1);
-    let (mut messages, mut events, mut dropped) = (0, 0, 0);
-    while next <= held.acknowledged {
-        let part = history.part(next, held.acknowledged).await?;
-        next = part.next;
-        messages += part.messages;
-        events += part.events;
-        dropped += part.dropped;
-        if links.repair {
-            history.restore(&part.lost).await?;
+    let (mut messages, mut events, mut dropped, mut waiting) = (0, 0, 0, 0);
+    let streams = links.bus.retained().await?;
+    for held in &streams {
+        let mut next = held.first.max(1);
+        while next <= held.acknowledged {
+            let part = history.part(held.shard, next, held.acknowledged).await?;
+            next = part.next;
+            messages += part.messages;
+            events += part.events;
+            dropped += part.dropped;
+            if links.repair {
+                history.restore(&part.lost).await?;
+            }
+            for lost in part.lost {
+                check.found(
+                    links.repair,
+                    lost.what(),
+                    "fsck --repair publishes it again under its id; dispatchers store it and deliver it",
+                );
+            }
         }
-        for lost in part.lost {
-            check.found(
-                links.repair,
-                lost.what(),
-                "fsck --repair publishes it again under its id; dispatchers store it and deliver it",
-            );
-        }
+        waiting += held.last.saturating_sub(held.acknowledged.max(held.first.saturating_sub(1)));
     }
-    let waiting = held.last.saturating_sub(held.acknowledged.max(held.first.saturating_sub(1)));
+    let of = if streams.len() > 1 { format!(" of {} streams", streams.len()) } else { String::new() };
     let dropped = if dropped > 0 { format!(", {dropped} of them thrown away by retention") } else { String::new() };
-    Ok(format!("{events} events in {messages} messages{dropped}; {waiting} messages are not acknowledged yet"))
+    let unused = unused_streams(&links.bus.unused().await?);
+    Ok(format!("{events} events in {messages} messages{of}{dropped}; {waiting} messages are not acknowledged yet{unused}"))
+}
+
+/// What is to be said of streams beyond `--event-streams` and `--job-streams`.
+fn unused_streams(unused: &[Unused]) -> String {
+    let (empty, others): (Vec<&Unused>, Vec<&Unused>) = unused.iter().partition(|of| of.messages == 0);
+    let mut said = String::new();
+    for of in others {
+        said += &format!("; {} isn't used any more and holds {} messages", of.stream, of.messages);
+    }
+    if !empty.is_empty() {
+        let names: Vec<_> = empty.iter().map(|of| of.stream).collect();
+        said += &format!("; not used any more and empty, so they can be deleted: {}", names.join(", "));
+    }
+    said
 }
 
 /// Invariant I2, dead-lettered deliveries without letters, and the attempts of these events against the statistics.
