@@ -36,6 +36,7 @@ mod retention;
 mod secrets;
 mod servers;
 mod services;
+mod shards;
 mod start;
 mod statistics;
 mod tls;
