@@ -18,7 +18,6 @@ use uuid::Uuid;
 
 use crate::refusal;
 
-
 /// A replay that goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Replay)]

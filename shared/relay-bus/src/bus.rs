@@ -37,6 +37,8 @@ pub struct Inner {
     pub(crate) disruption: Arc<Disruption>,
     pub(crate) topology: Mutex<Topology>,
     pub(crate) declaring: tokio::sync::Mutex<Option<Instant>>,
+    /// A stream didn't answer when it was to be declared: to be done again.
+    pub(crate) is_unsettled: AtomicBool,
     /// Start of every message id of this process on JOBS.
     pub(crate) nonce: String,
     pub(crate) published_jobs: AtomicU64,
@@ -95,6 +97,7 @@ impl Bus {
             disruption,
             topology: Mutex::new(Topology::default()),
             declaring: tokio::sync::Mutex::new(None),
+            is_unsettled: AtomicBool::new(false),
             nonce: nonce(),
             published_jobs: AtomicU64::new(0),
             known: watch::Sender::new(Known::default()),

@@ -2,6 +2,8 @@
 //! their subjects, or taking these away. At start by [`Bus::declare`], at run time by publishers and pullers that find no
 //! stream or consumer.
 
+use std::sync::atomic::Ordering;
+
 use async_nats::Client;
 use relay_core::shard::{Shard, StreamKind};
 use serde_json::{Value, json};
@@ -24,12 +26,43 @@ impl Bus {
     /// NATS doesn't answer, or refuses to make or change one of them.
     pub async fn declare(&self, topology: &Topology) -> Result<(), BusError> {
         *self.topology.lock().expect("no code panics while it holds this lock") = *topology;
+        self.resize(topology).await?;
+        self.look_once().await;
+        Ok(())
+    }
+
+    /// Declares what is wanted, and notes whether a further stream didn't answer: then it is to be done again.
+    async fn resize(&self, topology: &Topology) -> Result<(), BusError> {
         let begun = Instant::now();
         let mut last = self.declaring.lock().await;
-        declare_all(self.api(), topology, Resize::Yes).await?;
+        let unanswered = declare_all(self.api(), topology, Resize::Yes).await?;
         *last = Some(begun);
-        drop(last);
-        self.discover().await.map(drop)
+        let before = self.is_unsettled.swap(unanswered.is_some(), Ordering::Relaxed);
+        match unanswered {
+            Some(error) if !before => {
+                tracing::warn!(%error, "one of the streams doesn't answer; going on without it until it does");
+            }
+            None if before => tracing::info!("all streams answer and are as they should be"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Does again what was left over because a stream didn't answer.
+    pub(crate) async fn settle(&self) {
+        if self.is_unsettled.load(Ordering::Relaxed) {
+            let topology = *self.topology.lock().expect("no code panics while it holds this lock");
+            if let Err(error) = self.resize(&topology).await {
+                tracing::debug!(%error, "the streams are not as they should be; trying again");
+            }
+        }
+    }
+
+    /// Looks which streams there are; what doesn't answer is looked for later.
+    pub(crate) async fn look_once(&self) {
+        if let Err(error) = self.discover().await {
+            tracing::debug!(%error, "not known of every stream whether it is there");
+        }
     }
 
     /// Makes what is missing of what this process declared last, or of the defaults. It changes nothing.
@@ -38,7 +71,8 @@ impl Bus {
     /// NATS doesn't answer, or refuses to make one of them.
     pub async fn declare_missing(&self) -> Result<(), BusError> {
         self.declare_after(Instant::now()).await?;
-        self.discover().await.map(drop)
+        self.look_once().await;
+        Ok(())
     }
 
     /// The same, unless somebody of this process has begun to do so after `missed`, when the caller found something missing.
@@ -50,7 +84,9 @@ impl Bus {
             return Ok(());
         }
         let begun = Instant::now();
-        declare_all(self.api(), &topology, Resize::No).await?;
+        if let Some(error) = declare_all(self.api(), &topology, Resize::No).await? {
+            tracing::debug!(%error, "one of the streams doesn't answer");
+        }
         *last = Some(begun);
         Ok(())
     }
@@ -69,23 +105,38 @@ enum Resize {
     No,
 }
 
-async fn declare_all(client: &Client, topology: &Topology, resize: Resize) -> Result<(), BusError> {
+/// The first streams must be there; of the further ones each is for itself, and where one doesn't answer, that is returned.
+async fn declare_all(client: &Client, topology: &Topology, resize: Resize) -> Result<Option<BusError>, BusError> {
     for wanted in topology.single_streams() {
         let name = wanted["name"].as_str().unwrap_or_default();
         let (wanted, there) = ensure_stream(client, name, wanted.clone()).await?;
         compare(name, &wanted, &there["config"]);
     }
+    let mut unanswered = None;
     for kind in StreamKind::ALL {
         // In this order: the first JOBS may have the subjects of all.
         for shard in Shard::used(topology.count(kind)) {
-            ensure_used(client, topology, (kind, shard), resize).await?;
-            ensure_consumers(client, kind.stream(shard), kind).await?;
+            let declared = async {
+                ensure_used(client, topology, (kind, shard), resize).await?;
+                ensure_consumers(client, kind.stream(shard), kind).await
+            };
+            leave_unanswered(shard, declared.await, &mut unanswered)?;
         }
         for shard in Shard::unused(topology.count(kind)).filter(|_| resize == Resize::Yes) {
-            retire(client, kind, shard).await?;
+            leave_unanswered(shard, retire(client, kind, shard).await, &mut unanswered)?;
         }
     }
-    Ok(())
+    Ok(unanswered)
+}
+
+fn leave_unanswered(shard: Shard, done: Result<(), BusError>, left: &mut Option<BusError>) -> Result<(), BusError> {
+    match done {
+        Err(error @ BusError::Unanswered { .. }) if shard != Shard::FIRST => {
+            left.get_or_insert(error);
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// A stream that takes what is published for it.

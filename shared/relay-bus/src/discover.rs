@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use relay_core::shard::{Shard, StreamKind};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::api::{self, STREAM_NOT_FOUND};
 use crate::bus::{Bus, Inner};
@@ -53,6 +54,21 @@ impl Bus {
         unanswered.map_or(Ok(known), Err)
     }
 
+    /// Whether a stream is gone that this process was told to have. Whoever took from it has stopped with it.
+    fn lacks_streams(&self) -> bool {
+        let topology = *self.topology.lock().expect("no code panics while it holds this lock");
+        let known = self.known();
+        let is_gone = |kind, shard| known.get(kind, shard) == Presence::Absent;
+        StreamKind::ALL.iter().any(|kind| Shard::used(topology.count(*kind)).any(|shard| is_gone(*kind, shard)))
+    }
+
+    async fn make_again(&self) {
+        match self.declare_after(Instant::now()).await {
+            Ok(()) => self.look_once().await,
+            Err(error) => tracing::warn!(%error, "one of the streams is gone and was not made again; trying again"),
+        }
+    }
+
     async fn presence(&self, kind: StreamKind, shard: Shard) -> Result<Presence, BusError> {
         match api::ask(self.api(), &format!("STREAM.INFO.{}", kind.stream(shard)), &json!({})).await {
             Ok(info) if use_of(kind, shard, &info["config"]) == Use::Retired => Ok(Presence::Retired),
@@ -75,10 +91,12 @@ fn in_words(presence: Presence) -> &'static str {
 /// the last handle.
 pub(crate) async fn keep_looking(bus: Weak<Inner>, mut link: watch::Receiver<Link>, bell: Arc<Notify>) {
     while let Some(bus) = bus.upgrade().map(Bus::of) {
-        if link.borrow_and_update().up
-            && let Err(error) = bus.discover().await
-        {
-            tracing::debug!(%error, "not known of every stream whether it is there; looking again");
+        if link.borrow_and_update().up {
+            bus.settle().await;
+            bus.look_once().await;
+            if bus.lacks_streams() {
+                bus.make_again().await;
+            }
         }
         // No handle is held while nothing is to be done.
         drop(bus);

@@ -55,21 +55,33 @@ struct ApiError {
 enum Published {
     Stored,
     Duplicate,
+    /// No stream takes the subject: nothing was stored.
+    NoStream,
 }
 
-/// A publish to one of EVENTS that is waited for. At its end it notes what it heard of the stream; also where nobody waits
-/// for it any longer, since a request's deadline may end a little before the publish's own.
+/// A publish that is waited for. At its end it notes what it heard of the stream; also where nobody waits for it any longer,
+/// since a request's deadline may end a little before the publish's own.
 struct Waiting<'a> {
     bus: &'a Bus,
+    kind: StreamKind,
     shard: Shard,
     /// What is to be noted, if anything.
     heard: Option<Heard>,
 }
 
+impl<'a> Waiting<'a> {
+    fn begin(bus: &'a Bus, kind: StreamKind, shard: Shard) -> Self {
+        bus.turns(kind).began(shard);
+        Self { bus, kind, shard, heard: Some(Heard::Nothing) }
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        let mut turns = self.bus.turns(self.kind);
+        turns.ended(self.shard);
         if let Some(heard) = self.heard {
-            self.bus.note(StreamKind::Events, self.shard, heard);
+            turns.note(self.shard, heard, Instant::now());
         }
     }
 }
@@ -82,27 +94,36 @@ impl Bus {
     /// [`PublishError::Full`] when all refuse because they are full. After [`PublishError::Unknown`] publish the same bytes
     /// again, wherever they go: the ids inside make a second copy harmless.
     pub async fn publish_events(&self, bundle: Bytes) -> Result<(), PublishError> {
-        let mut refused: Option<PublishError> = None;
+        let mut refused = None;
+        let mut is_missing = false;
         for shard in self.order(StreamKind::Events) {
-            match self.publish_bundle(shard, bundle.clone(), EVENTS_ACK_TIMEOUT).await {
-                Err(error @ PublishError::Full(_)) => refused = refused.or(Some(error)),
-                // Trying again may help, which it doesn't where all are full.
-                Err(error @ PublishError::Unavailable(_)) => refused = Some(error),
-                done => return done,
-            }
+            let error = match self.publish_bundle(shard, bundle.clone(), EVENTS_ACK_TIMEOUT).await {
+                Ok(Published::NoStream) => {
+                    is_missing |= shard == Shard::FIRST;
+                    no_stream()
+                }
+                Err(error @ (PublishError::Full(_) | PublishError::Unavailable(_))) => error,
+                done => return done.map(drop),
+            };
+            // Where all are full, trying again doesn't help; else it may.
+            refused = refused.filter(|_| matches!(error, PublishError::Full(_))).or(Some(error));
             if !self.publishing.link.borrow().up {
                 break;
             }
         }
-        Err(refused.unwrap_or_else(|| PublishError::Unavailable("no stream is used".to_owned())))
+        if !is_missing {
+            return Err(refused.unwrap_or_else(no_stream));
+        }
+        // The first one is everybody's to make, and was not needed as long as another one took it.
+        self.declare_after(Instant::now()).await.map_err(|e| PublishError::Unavailable(e.to_string()))?;
+        match self.publish_bundle(Shard::FIRST, bundle, EVENTS_ACK_TIMEOUT).await? {
+            Published::NoStream => Err(no_stream()),
+            Published::Stored | Published::Duplicate => Ok(()),
+        }
     }
 
-    async fn publish_bundle(&self, shard: Shard, bundle: Bytes, within: Duration) -> Result<(), PublishError> {
-        let mut waiting = Waiting { bus: self, shard, heard: Some(Heard::Nothing) };
-        let subject = subject::bundles(shard.number());
-        let outcome = self.publish_acked(shard, &subject, None, bundle, within).await.map(drop);
-        waiting.heard = heard(&outcome, self.publishing.link.borrow().up);
-        outcome
+    async fn publish_bundle(&self, shard: Shard, bundle: Bytes, within: Duration) -> Result<Published, PublishError> {
+        self.publish_acked(StreamKind::Events, shard, (&subject::bundles(shard.number()), None, bundle), within).await
     }
 
     /// Whether EVENTS answers publishes. Only streams are asked that didn't answer the last one of this process there, with a
@@ -121,7 +142,11 @@ impl Bus {
 
     async fn probe(&self, shard: Shard) -> Result<(), BusError> {
         match self.publish_bundle(shard, BundleWriter::default().finish(), PROBE_TIMEOUT).await {
-            Ok(()) | Err(PublishError::Full(_) | PublishError::Refused(_)) => Ok(()),
+            Ok(Published::NoStream) => {
+                let why = no_stream().to_string();
+                Err(BusError::Unanswered { what: subject::bundles(shard.number()), why })
+            }
+            Ok(_) | Err(PublishError::Full(_) | PublishError::Refused(_)) => Ok(()),
             Err(PublishError::Unavailable(why)) => {
                 Err(BusError::Unanswered { what: subject::bundles(shard.number()), why })
             }
@@ -159,7 +184,7 @@ impl Bus {
     pub async fn publish_jobs(&self, lane: Lane, bundle: Bytes) -> Result<(), PublishError> {
         let id = format!("{}-{}", self.nonce, self.published_jobs.fetch_add(1, Ordering::Relaxed));
         let deadline = Instant::now() + JOBS_DEADLINE;
-        let mut maybe_stored = false;
+        let (mut maybe_stored, mut is_missing) = (false, false);
         let mut pause = PAUSE;
         let (mut shard, mut others) = self.next_jobs();
         loop {
@@ -170,15 +195,16 @@ impl Bus {
             }
             let within = JOBS_ACK_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
             let subject = subject::jobs(lane, shard.number());
-            let outcome = self.publish_acked(shard, &subject, Some(headers), bundle.clone(), within).await;
-            if let Some(heard) = heard(&outcome, self.publishing.link.borrow().up) {
-                self.note(StreamKind::Jobs, shard, heard);
-            }
-            let error = match outcome {
+            let message = (subject.as_str(), Some(headers), bundle.clone());
+            let error = match self.publish_acked(StreamKind::Jobs, shard, message, within).await {
                 Ok(Published::Duplicate) if !maybe_stored => {
                     return Err(PublishError::Refused("a new message id was taken for a duplicate".to_owned()));
                 }
-                Ok(_) => return Ok(()),
+                Ok(Published::Stored | Published::Duplicate) => return Ok(()),
+                Ok(Published::NoStream) => {
+                    is_missing = true;
+                    no_stream()
+                }
                 Err(error @ PublishError::Refused(_)) => return Err(error),
                 Err(error) => error,
             };
@@ -193,6 +219,11 @@ impl Bus {
             }
             if matches!(error, PublishError::Full(_)) {
                 return Err(error);
+            }
+            if std::mem::take(&mut is_missing)
+                && let Err(error) = self.declare_after(Instant::now()).await
+            {
+                tracing::debug!(%error, "JOBS is missing, and was not made");
             }
             if Instant::now() + pause >= deadline {
                 return Err(if maybe_stored { PublishError::Unknown(error.to_string()) } else { error });
@@ -214,27 +245,23 @@ impl Bus {
         (order.next().unwrap_or(Shard::FIRST), order)
     }
 
-    /// One publish with its answer. When no stream takes the subject, nothing was stored: the first stream is declared again
-    /// and it is published once more. The others are made by dispatchers alone.
+    /// One publish with its answer, noted for the next one's choice.
     async fn publish_acked(
         &self,
+        kind: StreamKind,
         shard: Shard,
-        subject: &str,
-        headers: Option<HeaderMap>,
-        payload: Bytes,
+        (subject, headers, payload): (&str, Option<HeaderMap>, Bytes),
         within: Duration,
     ) -> Result<Published, PublishError> {
-        let answer = self.publish_once(subject, headers.clone(), payload.clone(), within).await?;
-        if answer.status != Some(StatusCode::NO_RESPONDERS) {
-            return read_answer(&answer);
-        }
-        if shard != Shard::FIRST {
+        let mut waiting = Waiting::begin(self, kind, shard);
+        let answer = self.publish_once(subject, headers, payload, within).await;
+        let outcome = answer.and_then(|answer| read_answer(&answer));
+        if matches!(outcome, Ok(Published::NoStream)) {
+            // It is gone, or isn't used any more.
             self.bell.notify_one();
-            return read_answer(&answer);
         }
-        self.declare_after(Instant::now()).await.map_err(|e| PublishError::Unavailable(e.to_string()))?;
-        let answer = self.publish_once(subject, headers, payload, within).await?;
-        read_answer(&answer)
+        waiting.heard = heard(&outcome, self.publishing.link.borrow().up);
+        outcome
     }
 
     pub(crate) async fn publish_once(
@@ -269,9 +296,14 @@ impl Bus {
     }
 }
 
+fn no_stream() -> PublishError {
+    PublishError::Unavailable("no stream takes the subject".to_owned())
+}
+
 /// What an outcome says of the stream; nothing where it is the connection's.
-fn heard<T>(outcome: &Result<T, PublishError>, is_up: bool) -> Option<Heard> {
+fn heard(outcome: &Result<Published, PublishError>, is_up: bool) -> Option<Heard> {
     match outcome {
+        Ok(Published::NoStream) => Some(Heard::Fails),
         Ok(_) | Err(PublishError::Refused(_)) => Some(Heard::Stores),
         Err(PublishError::Full(_)) => Some(Heard::Refuses),
         Err(PublishError::Unavailable(_)) => is_up.then_some(Heard::Fails),
@@ -280,13 +312,11 @@ fn heard<T>(outcome: &Result<T, PublishError>, is_up: bool) -> Option<Heard> {
 }
 
 fn read_answer(answer: &Message) -> Result<Published, PublishError> {
-    if let Some(status) = answer.status.filter(|s| *s != StatusCode::OK) {
-        return Err(PublishError::Unavailable(match status {
-            StatusCode::NO_RESPONDERS => "no stream takes the subject".to_owned(),
-            other => format!("status {other}"),
-        }));
+    match answer.status.filter(|s| *s != StatusCode::OK) {
+        Some(StatusCode::NO_RESPONDERS) => Ok(Published::NoStream),
+        Some(other) => Err(PublishError::Unavailable(format!("status {other}"))),
+        None => read_ack(&answer.payload),
     }
-    read_ack(&answer.payload)
 }
 
 fn read_ack(payload: &[u8]) -> Result<Published, PublishError> {
@@ -321,6 +351,7 @@ mod tests {
         let kind = |text: &str| match read_ack(text.as_bytes()) {
             Ok(Published::Stored) => "stored",
             Ok(Published::Duplicate) => "duplicate",
+            Ok(Published::NoStream) => "no stream",
             Err(PublishError::Full(_)) => "full",
             Err(PublishError::Unavailable(_)) => "unavailable",
             Err(PublishError::Unknown(_)) => "unknown",

@@ -105,7 +105,11 @@ impl Pullers {
     fn follow_streams(&mut self) {
         let known = *self.known.borrow_and_update();
         let Self { list, from_each, bus, .. } = self;
+        let before = list.len();
         list.retain(|p| known.existing(p.from().kind()).contains(&p.from().shard));
+        if list.len() < before {
+            bus.disruption.fire();
+        }
         for from in from_each {
             for shard in known.existing(from.kind()) {
                 if !list.iter().any(|p| (p.from().shard, p.from().lane) == (shard, from.lane)) {

@@ -101,24 +101,36 @@ impl Trouble {
     }
 }
 
-/// Whose turn it is among the streams of a kind, and which of them have trouble.
+/// Whose turn it is among the streams of a kind, how much is on its way to each, and which of them have trouble.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     turn: usize,
+    on_their_way: [usize; STREAMS_MAX as usize],
     trouble: [Option<Trouble>; STREAMS_MAX as usize],
 }
 
 impl Turns {
-    /// The streams in the order in which the next publish tries them: in turn, those that refused behind the others, silent
-    /// ones last.
+    /// The streams in the order in which the next publish tries them: in turn, those behind to which more is on its way (it may
+    /// be a long one), then those that refused, silent ones last.
     pub fn order(&mut self, mut used: Vec<Shard>, now: Instant) -> Vec<Shard> {
         if used.len() > 1 {
             let first = self.turn % used.len();
             used.rotate_left(first);
             self.turn = self.turn.wrapping_add(1);
-            used.sort_by_key(|s| self.trouble[s.index()].map_or(0, |trouble| trouble.rank(now)));
+            let rank = |s: &Shard| self.trouble[s.index()].map_or(0, |trouble| trouble.rank(now));
+            used.sort_by_key(|s| (rank(s), self.on_their_way[s.index()]));
         }
         used
+    }
+
+    /// Notes that a publish to a stream began.
+    pub fn began(&mut self, shard: Shard) {
+        self.on_their_way[shard.index()] += 1;
+    }
+
+    /// Notes that it ended, whatever it said.
+    pub fn ended(&mut self, shard: Shard) {
+        self.on_their_way[shard.index()] = self.on_their_way[shard.index()].saturating_sub(1);
     }
 
     /// Notes what a publish to a stream said.
@@ -140,6 +152,8 @@ impl Turns {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn numbers(shards: &[Shard]) -> Vec<u16> {
@@ -170,6 +184,20 @@ mod tests {
         let firsts: Vec<u16> = (0..6).map(|_| turns.order(three(), now)[0].number()).collect();
         assert_eq!(firsts, [0, 1, 2, 0, 1, 2]);
         assert_eq!(numbers(&turns.order(vec![Shard::FIRST], now)), [0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_answered_yet_keeps_others_away() {
+        let (mut turns, shards) = (Turns::default(), three());
+        let now = Instant::now();
+        turns.began(shards[1]);
+        for _ in 0..6 {
+            assert_eq!(turns.order(three(), now)[2], shards[1]);
+        }
+        turns.ended(shards[1]);
+        let firsts: HashSet<u16> = (0..3).map(|_| turns.order(three(), now)[0].number()).collect();
+        assert_eq!(firsts.len(), 3);
+        turns.ended(shards[1]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -88,8 +88,7 @@ pub struct JobSource {
 impl Bus {
     /// The messages of every EVENTS, taken in turn.
     pub fn events(&self) -> EventSource {
-        let from =
-            PullFrom { shard: Shard::FIRST, lane: None, batch: EVENTS_PULL_MESSAGES, bytes: EVENTS_PULL_BYTES };
+        let from = PullFrom { shard: Shard::FIRST, lane: None, batch: EVENTS_PULL_MESSAGES, bytes: EVENTS_PULL_BYTES };
         EventSource { pullers: Pullers::new(self, vec![from]), client: self.consuming.client.clone() }
     }
 

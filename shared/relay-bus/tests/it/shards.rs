@@ -195,25 +195,64 @@ async fn a_full_stream_refuses_nothing_while_another_has_room() -> Result<()> {
     Ok(())
 }
 
-/// A stream that doesn't answer: here since the server drops what this user publishes to it.
-#[tokio::test]
-async fn a_silent_stream_is_left_to_its_own() -> Result<()> {
-    let users = "}\nno_auth_user: admin\nauthorization { users: [{ user: admin, password: a }, \
-                 { user: limited, password: b, permissions: { publish: { deny: [\"relay.bundles.1\"] } } }]";
-    let server = Server::start_with(users).await?;
-    connect(&server).await?.declare(&streams(2, 1)).await?;
+/// A server, and a bus for which nobody answers on a subject, as if the stream behind it had no leader: the server drops what
+/// that user publishes there.
+async fn with_a_silent_subject(subject: &str) -> Result<(Server, Bus)> {
+    let users = format!(
+        "}}\nno_auth_user: admin\nauthorization {{ users: [{{ user: admin, password: a }}, \
+         {{ user: limited, password: b, permissions: {{ publish: {{ deny: [\"{subject}\"] }} }} }}]"
+    );
+    let server = Server::start_with(&users).await?;
     let url = server.url().replace("nats://", "nats://limited:b@");
     let bus = Bus::connect(BusOptions { url, name: "test".to_owned() }).await?;
+    Ok((server, bus))
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_answer_keeps_no_dispatcher_from_starting() -> Result<()> {
+    let (server, bus) = with_a_silent_subject("$JS.API.STREAM.INFO.EVENTS_1").await?;
+    connect(&server).await?.declare(&streams(2, 1)).await?;
+    bus.declare(&streams(3, 2)).await?;
+    for stream in ["EVENTS_2", "JOBS_1"] {
+        assert_eq!(messages(&server.raw().await?, stream).await?, Some(0), "{stream}");
+    }
+    let mut sent = BTreeSet::new();
+    for _ in 0..4 {
+        publish_next(&bus, &mut sent).await?;
+    }
+    let came = take_all(&mut bus.events(), &sent).await?;
+    assert_eq!((came["EVENTS"], came["EVENTS_2"]), (2, 2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_silent_stream_is_left_to_its_own() -> Result<()> {
+    let (server, bus) = with_a_silent_subject("relay.bundles.1").await?;
+    connect(&server).await?.declare(&streams(2, 1)).await?;
     bus.declare_missing().await?;
+    // While the first that went there isn't answered, no other one goes there.
+    let started: Vec<_> = (0..2)
+        .map(|_| {
+            let bus = bus.clone();
+            tokio::spawn(async move { bus.publish_events("x".into()).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    for _ in 0..20 {
+        bus.publish_events("x".into()).await?;
+    }
     let mut outcomes = Vec::new();
-    for _ in 0..10 {
-        outcomes.push(bus.publish_events("x".into()).await);
+    for outcome in started {
+        outcomes.push(outcome.await?);
     }
     let unknown = outcomes.iter().filter(|o| matches!(o, Err(PublishError::Unknown(_)))).count();
-    let stored = outcomes.iter().filter(|o| o.is_ok()).count();
-    assert_eq!((unknown, stored), (1, 9), "{outcomes:?}");
+    assert_eq!((unknown, outcomes.iter().filter(|o| o.is_ok()).count()), (1, 1), "{outcomes:?}");
+    // And afterwards it is known.
+    for _ in 0..9 {
+        bus.publish_events("x".into()).await?;
+    }
     bus.ping().await?;
-    assert_eq!(messages(&server.raw().await?, "EVENTS").await?, Some(9));
+    assert_eq!(messages(&server.raw().await?, "EVENTS").await?, Some(30));
     Ok(())
 }
 

@@ -55,7 +55,9 @@ async fn walk_history(links: &Links<'_>, check: &mut Check) -> anyhow::Result<St
     let of = if streams.len() > 1 { format!(" of {} streams", streams.len()) } else { String::new() };
     let dropped = if dropped > 0 { format!(", {dropped} of them thrown away by retention") } else { String::new() };
     let unused = unused_streams(&links.bus.unused().await?);
-    Ok(format!("{events} events in {messages} messages{of}{dropped}; {waiting} messages are not acknowledged yet{unused}"))
+    Ok(format!(
+        "{events} events in {messages} messages{of}{dropped}; {waiting} messages are not acknowledged yet{unused}"
+    ))
 }
 
 /// What is to be said of streams beyond `--event-streams` and `--job-streams`.
