@@ -25,7 +25,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(700);
 /// The same for JOBS, which isn't synced.
 const JOBS_ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long jobs are tried again before they are left to their leases.
-const JOBS_DEADLINE: Duration = Duration::from_secs(5);
+/// Longer than a cluster takes to choose another leader for a stream (5 to 11 s seen).
+const JOBS_DEADLINE: Duration = Duration::from_secs(15);
 /// First pause before another try; doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -175,7 +176,7 @@ impl Bus {
         turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Publishes a bundle of jobs to one of JOBS and waits until JetStream has it; tries for 5 s. A try after an unknown
+    /// Publishes a bundle of jobs to one of JOBS and waits until JetStream has it; tries for 15 s. A try after an unknown
     /// outcome goes to the same stream, has the same message id and is marked suspect.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! Invariant: while the connection is up and nothing is wrong, the server holds at least one request of ours, so
 //! a message is pushed the moment it is stored.
 
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,9 +14,11 @@ use futures_util::StreamExt as _;
 use relay_core::shard::{Shard, StreamKind};
 use relay_core::subject::{DISPATCHER_CONSUMER, Lane};
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
+use crate::error::BusError;
 use crate::topology::nanos;
 
 /// The server ends a request after this time.
@@ -68,6 +71,8 @@ pub(crate) struct Puller {
     retry_at: Option<Instant>,
     /// Something was missing then: declare before the next request.
     missed: Option<Instant>,
+    /// Doing so. Beside the pulling: a stream without a leader makes it wait, and the other pullers are served meanwhile.
+    declaring: Option<JoinHandle<Result<(), BusError>>>,
     /// Whether a message came since the last request.
     got_some: bool,
 }
@@ -84,6 +89,7 @@ impl Puller {
             failures: 0,
             retry_at: None,
             missed: None,
+            declaring: None,
             got_some: false,
         }
     }
@@ -105,22 +111,19 @@ impl Puller {
         if !link.up || self.retry_at.is_some_and(|at| at > Instant::now()) || self.credit > self.from.batch {
             return;
         }
-        if let Err(why) = self.request().await {
+        if self.declaring.is_some() {
+            return;
+        }
+        if let Some(missed) = self.missed {
+            // It may be gone for good: then the look says so, and this puller ends.
+            self.bus.bell.notify_one();
+            self.declaring = Some(tokio::spawn(declare(self.bus.clone(), self.from, missed)));
+        } else if let Err(why) = self.request().await {
             self.fail(&why);
         }
     }
 
     async fn request(&mut self) -> Result<(), String> {
-        if let Some(missed) = self.missed {
-            // It may be gone for good: then the look says so, and this puller ends.
-            self.bus.bell.notify_one();
-            self.bus.declare_after(missed).await.map_err(|e| e.to_string())?;
-            if self.from.shard != Shard::FIRST {
-                let declared = self.bus.declare_consumers(self.from.kind(), self.from.shard).await;
-                declared.map_err(|e| e.to_string())?;
-            }
-            self.missed = None;
-        }
         let client = &self.bus.consuming.client;
         let inbox = match &self.subscriber {
             Some((_, inbox)) => inbox.clone(),
@@ -154,6 +157,17 @@ impl Puller {
 
     /// The next thing that came: a message for the caller, or `None` for something that was dealt with here.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        if let Some(declaring) = &mut self.declaring
+            && let Poll::Ready(declared) = Pin::new(declaring).poll(cx)
+        {
+            self.declaring = None;
+            match declared {
+                Ok(Ok(())) => self.missed = None,
+                Ok(Err(error)) => self.fail(&error.to_string()),
+                Err(error) => self.fail(&format!("declaring the streams: {error}")),
+            }
+            return Poll::Ready(None);
+        }
         let Some((subscriber, _)) = &mut self.subscriber else { return Poll::Pending };
         match subscriber.poll_next_unpin(cx) {
             Poll::Pending => Poll::Pending,
@@ -188,6 +202,8 @@ impl Puller {
                     tracing::warn!(stream, consumer, bytes = self.from.bytes, "pulling larger messages");
                 }
             }
+            // Its consumer has another leader, or will have one: nothing is missing.
+            status if words.contains("Leadership Change") => self.fail(&format!("{status} {words}")),
             status => {
                 // Mostly "Consumer Deleted" and no responders; asking the server what is there costs little.
                 self.missed = Some(Instant::now());
@@ -211,7 +227,8 @@ impl Puller {
         let is_silent = self.seen.max(waiting_since).elapsed() >= SILENCE_MAX;
         if self.retry_at.is_none() && self.credit > 0 && is_silent && self.bus.consuming.link.borrow().up {
             self.subscriber = None;
-            self.missed = Some(Instant::now());
+            // The first time its leader has mostly moved. What is missing says so when it is asked.
+            self.missed = (self.failures > 0).then(Instant::now);
             self.fail("no heartbeat from the server");
         }
     }
@@ -227,6 +244,12 @@ impl Puller {
         self.credit = 0;
         self.retry_at = Some(Instant::now() + pause);
     }
+}
+
+/// Makes what a puller needs where it is missing.
+async fn declare(bus: Bus, from: PullFrom, missed: Instant) -> Result<(), BusError> {
+    bus.declare_after(missed).await?;
+    if from.shard == Shard::FIRST { Ok(()) } else { bus.declare_consumers(from.kind(), from.shard).await }
 }
 
 /// Messages that a request which ended had not used up: all of it where the server doesn't say.

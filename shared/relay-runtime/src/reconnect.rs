@@ -65,8 +65,12 @@ where
     }
 }
 
-/// `host:port/path` of a URL: fit for logs.
-pub fn address(url: &str) -> String {
+/// `host:port/path` of a URL, or of several with commas between them: fit for logs.
+pub fn address(urls: &str) -> String {
+    urls.split(',').map(|url| one_address(url.trim())).collect::<Vec<_>>().join(", ")
+}
+
+fn one_address(url: &str) -> String {
     let Ok(url) = url::Url::parse(url) else { return "(an address that can't be read)".to_owned() };
     let host = url.host_str().unwrap_or("(local)");
     match url.port() {
@@ -83,6 +87,7 @@ mod tests {
     fn addresses_have_no_secrets() {
         assert_eq!(address("postgres://me:secret@db:5432/relay?password=x"), "db:5432/relay");
         assert_eq!(address("nats://token@127.0.0.1:4222"), "127.0.0.1:4222");
+        assert_eq!(address("nats://a:secret@n1:4222, nats://a:secret@n2:4222"), "n1:4222, n2:4222");
         assert!(!address("secret").contains("secret"));
     }
 

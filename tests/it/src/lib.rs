@@ -2,6 +2,7 @@
 //! answers a test scripts. Nothing here knows the inside of the system.
 
 pub mod api;
+pub mod cluster;
 pub mod disk;
 pub mod process;
 pub mod proxy;

@@ -254,17 +254,18 @@ async fn what_would_wait_too_long_is_refused_at_once() {
 async fn where_the_processors_lag_behind_the_answers_a_part_of_many_requests_is_refused() {
     let mut bench = bench(CommitLimits::default());
     let tenant = TenantId::default_tenant();
-    let mut tasks = Vec::new();
-    // Handed over, and not looked at again before its answer.
-    let late = async |bench: &Bench, n: u128| {
-        let (committer, event) = (bench.committer.clone(), event(n, 10));
-        let mut submitted = Box::pin(async move { committer.submit(event).await });
-        assert!(futures_util::poll!(&mut submitted).is_pending());
-        submitted
+    // Handed over, and not looked at again before their answers.
+    let hand_over = async |bench: &Bench| {
+        let mut all = Vec::new();
+        for n in 0..REQUESTS_ALWAYS as u128 {
+            let (committer, event) = (bench.committer.clone(), event(n, 10));
+            let mut submitted = Box::pin(async move { committer.submit(event).await });
+            assert!(futures_util::poll!(&mut submitted).is_pending());
+            all.push(submitted);
+        }
+        all
     };
-    for n in 0..REQUESTS_ALWAYS as u128 {
-        tasks.push(late(&bench, n).await);
-    }
+    let mut tasks = hand_over(&bench).await;
     while !tasks.is_empty() {
         let (ids, answer) = bench.call().await;
         answer.send(Ok(())).unwrap();
@@ -275,10 +276,7 @@ async fn where_the_processors_lag_behind_the_answers_a_part_of_many_requests_is_
         }
     }
     assert_eq!(bench.committer.takes(&tenant), Ok(()), "few wait");
-    let mut waiting = Vec::new();
-    for n in 0..REQUESTS_ALWAYS as u128 {
-        waiting.push(late(&bench, n).await);
-    }
+    let waiting = hand_over(&bench).await;
     assert_eq!(bench.committer.takes(&tenant), Err(CommitError::Busy));
     drop(waiting);
     assert_eq!(bench.committer.takes(&tenant), Ok(()), "those who went away don't wait");

@@ -5,6 +5,7 @@
 mod access;
 mod burst;
 mod circuit;
+mod cluster;
 mod contract;
 #[cfg(debug_assertions)]
 mod crash_points;

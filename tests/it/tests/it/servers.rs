@@ -27,11 +27,18 @@ pub fn database(w: &World, name: &str) -> anyhow::Result<String> {
 
 /// NATS, as the services see it.
 pub async fn nats(w: &World) -> anyhow::Result<async_nats::Client> {
-    let url = reqwest::Url::parse(&w.link("NATS_URL")?)?;
+    nats_at(&w.link("NATS_URL")?).await
+}
+
+/// The same at another URL.
+pub async fn nats_at(url: &str) -> anyhow::Result<async_nats::Client> {
+    let mut url = reqwest::Url::parse(url)?;
     let (user, password) = (url.username().to_owned(), url.password().unwrap_or_default().to_owned());
     let options = async_nats::ConnectOptions::with_user_and_password(user.clone(), password);
     let options = options.custom_inbox_prefix(format!("_R_{user}")).retry_on_initial_connect();
-    Ok(options.connect(&w.nats_url).await?)
+    // Credentials in the URL itself would win over the prefix of inboxes.
+    url.set_password(None).and_then(|()| url.set_username("")).map_err(|()| anyhow::anyhow!("no user in {url}"))?;
+    Ok(options.connect(url.as_str()).await?)
 }
 
 /// Removes messages of a stream: those before `sequence`, or all.
