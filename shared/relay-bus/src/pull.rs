@@ -117,6 +117,8 @@ impl Puller {
         if let Some(missed) = self.missed {
             // It may be gone for good: then the look says so, and this puller ends.
             self.bus.bell.notify_one();
+            // It wakes the caller itself.
+            self.retry_at = None;
             self.declaring = Some(tokio::spawn(declare(self.bus.clone(), self.from, missed)));
         } else if let Err(why) = self.request().await {
             self.fail(&why);

@@ -25,7 +25,7 @@ claimed as (
     update open_deliveries o
     set claim = o.claim + 1, leased = true, due_at = now() + p.lease_us * interval '1 microsecond'
     from picked p
-    where o.event_id = p.event_id and o.endpoint_id = p.endpoint_id
+    where o.event_id = any(array[p.event_id]) and o.endpoint_id = p.endpoint_id
     returning o.event_id, o.endpoint_id, o.tenant, o.claim, o.attempts, o.base, o.lane, p.due_at, p.n
 )
 select c.event_id, c.endpoint_id, c.tenant, c.claim, c.attempts, c.base, c.lane, c.n as "n!", now() as "now!",

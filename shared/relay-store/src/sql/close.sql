@@ -3,7 +3,7 @@ with i as materialized (
 ),
 gone as (
     delete from open_deliveries o using i
-    where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id
+    where o.event_id = any(array[i.event_id]) and o.endpoint_id = i.endpoint_id
         -- A job that is out reports for itself; its lease lapses if it doesn't.
         and (not o.leased or o.due_at <= now())
         and (not $4 or not (select p.is_active from endpoints p where p.id = o.endpoint_id))

@@ -17,9 +17,11 @@ a as (
     returning endpoint_id, success, total_us, http_status
 ),
 -- A 2xx counts whatever its claim, if its number is above the row's base; a final failure only for the row it was sent for.
+-- `any(array[…])` here and in the other statements over batches: as a plain join the planner may read all of the table for each
+-- row of the batch, which looks good to it where the table was empty when it was last vacuumed.
 gone as (
     delete from open_deliveries o using i
-    where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id
+    where o.event_id = any(array[i.event_id]) and o.endpoint_id = i.endpoint_id
         and case i.kind when 1 then i.attempts + 1 > o.base when 3 then o.claim = i.claim and o.attempts = i.attempts else false end
     returning i.n, i.kind, o.event_id, o.endpoint_id, o.tenant, o.claim, o.base, o.lane, o.opened_at, o.attempts > o.base as was_retrying,
         case i.kind when 1 then greatest(o.attempts, i.after) else i.after end as attempts,
@@ -37,7 +39,7 @@ kept as (
         last_status = case i.kind when 2 then i.last_status else o.last_status end,
         last_error = case i.kind when 2 then i.last_error else o.last_error end
     from i
-    where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id and i.kind in (2, 4) and o.claim = i.claim and o.attempts = i.attempts
+    where o.event_id = any(array[i.event_id]) and o.endpoint_id = i.endpoint_id and i.kind in (2, 4) and o.claim = i.claim and o.attempts = i.attempts
     returning i.n, i.kind, o.tenant, o.endpoint_id, i.attempts = o.base as was_first
 ),
 -- What a 2xx finds that isn't open: the status it had, negative where it is left as it is.

@@ -36,7 +36,7 @@ hastened as (
     update open_deliveries o
     set due_at = ok.due_at, leased = false
     from ok
-    where $3 and o.event_id = ok.event_id and o.endpoint_id = ok.endpoint_id and (not o.leased or o.due_at <= now())
+    where $3 and o.event_id = any(array[ok.event_id]) and o.endpoint_id = ok.endpoint_id and (not o.leased or o.due_at <= now())
     returning o.event_id, o.endpoint_id
 ),
 marked as (
