@@ -109,7 +109,7 @@ struct Waiting {
     event: Event,
     arrived: Instant,
     done: oneshot::Sender<Answer>,
-    room: Room,
+    room: Share,
 }
 
 /// The outcome of an event, and when it was known: the request that waits for it goes on when a processor is free.
@@ -119,15 +119,23 @@ struct Answer {
     at: Instant,
 }
 
-/// A waiting event's share of the byte budget, given back when it is dropped.
-struct Room {
-    bytes: usize,
-    used: Arc<AtomicUsize>,
+/// A part of what is counted together: a waiting event's bytes, or a request that waits. Given back when it is dropped.
+struct Share {
+    n: usize,
+    of: Arc<AtomicUsize>,
 }
 
-impl Drop for Room {
+impl Share {
+    /// Takes it, and says how much was taken before.
+    fn take(n: usize, of: &Arc<AtomicUsize>) -> (Self, usize) {
+        let before = of.fetch_add(n, Ordering::Relaxed);
+        (Self { n, of: Arc::clone(of) }, before)
+    }
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
-        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.of.fetch_sub(self.n, Ordering::Relaxed);
     }
 }
 
@@ -141,15 +149,6 @@ pub struct Committer {
     wait_max: Duration,
     requests: Arc<AtomicUsize>,
     shedder: Arc<Mutex<Shedder>>,
-}
-
-/// A request that waits for its answer.
-struct Request(Arc<AtomicUsize>);
-
-impl Drop for Request {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// The outlook, written by the loop and read by requests.
@@ -224,13 +223,13 @@ impl Committer {
     /// Waits until `event` is on disk in the accept log. Dropping the future only gives up the answer: the
     /// event may still be published.
     pub async fn submit(&self, event: Event) -> Result<(), CommitError> {
-        let _waits = self.request();
+        let _waits = Share::take(1, &self.requests);
         self.heard(self.enqueue(event)?.await)
     }
 
     /// Waits likewise for many, which are handed over together and so share bundles. One outcome each, in their order.
     pub async fn submit_all(&self, events: Vec<Event>) -> Vec<Result<(), CommitError>> {
-        let _waits = self.request();
+        let _waits = Share::take(1, &self.requests);
         let waiting: Vec<_> = events.into_iter().map(|event| self.enqueue(event)).collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
         for answer in waiting {
@@ -241,11 +240,6 @@ impl Committer {
             });
         }
         outcomes
-    }
-
-    fn request(&self) -> Request {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        Request(Arc::clone(&self.requests))
     }
 
     fn heard(&self, answer: Result<Answer, oneshot::error::RecvError>) -> Result<(), CommitError> {
@@ -267,8 +261,7 @@ impl Committer {
             return Err(CommitError::Overloaded);
         }
         let bytes = event.payload.len();
-        let before = self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let room = Room { bytes, used: Arc::clone(&self.used_bytes) };
+        let (room, before) = Share::take(bytes, &self.used_bytes);
         if before + bytes > self.bytes_max {
             return Err(CommitError::Overloaded);
         }
@@ -366,7 +359,7 @@ where
 
 struct Group {
     bundle: Bytes,
-    requests: Vec<(oneshot::Sender<Answer>, Room)>,
+    requests: Vec<(oneshot::Sender<Answer>, Share)>,
     deadline: Instant,
 }
 

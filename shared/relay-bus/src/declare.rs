@@ -148,7 +148,8 @@ async fn ensure_used(
 ) -> Result<(), BusError> {
     let name = kind.stream(shard);
     let (mut wanted, there) = ensure_stream(client, name, topology.stream_of(kind, shard)).await?;
-    let changed = match use_of(kind, shard, &there["config"]) {
+    let used_as = use_of(kind, shard, &there["config"]);
+    let changed = match used_as {
         Use::Used => None,
         Use::Wide if topology.count(kind) > 1 => Some("leaves its other subjects to further streams"),
         Use::Wide => None,
@@ -160,7 +161,7 @@ async fn ensure_used(
             set_subjects(client, name, &there["config"], kind.subjects(shard)).await?;
             tracing::info!(stream = name, "the stream {what}");
         }
-        None if changed.is_none() && use_of(kind, shard, &there["config"]) == Use::Wide => {
+        None if changed.is_none() && used_as == Use::Wide => {
             wanted["subjects"] = there["config"]["subjects"].clone();
         }
         None => {}

@@ -26,9 +26,10 @@ pub struct Shedder {
     lag: Option<(f64, Instant)>,
     /// Empty while nothing is refused.
     tenants: HashMap<TenantId, Share>,
-    /// When the window began, and what came in the one before, of all tenants.
+    /// When the window began.
     since: Option<Instant>,
-    before: usize,
+    /// Requests in the window before, and of how many tenants.
+    before: (usize, usize),
 }
 
 /// What a tenant asks for.
@@ -44,7 +45,7 @@ struct Share {
 impl Shedder {
     /// Bears this lag. A request meets it twice at least: before it is read, and before it is answered.
     pub fn new(lag_max: Duration) -> Self {
-        Self { lag_max, lag: None, tenants: HashMap::new(), since: None, before: 0 }
+        Self { lag_max, lag: None, tenants: HashMap::new(), since: None, before: (0, 0) }
     }
 
     /// A request went on so long after it could have.
@@ -63,21 +64,17 @@ impl Shedder {
         if part >= 1.0 {
             self.tenants.clear();
             self.since = None;
+            self.before = (0, 0);
             return true;
         }
         self.roll(now);
-        let (all, tenants) =
-            (self.before as f64, self.tenants.values().filter(|share| share.before > 0).count() as f64);
-        // A tenant's name is copied once for many requests.
-        if !self.tenants.contains_key(tenant) {
-            self.tenants.insert(tenant.clone(), Share::default());
-        }
-        let Some(share) = self.tenants.get_mut(tenant) else { return true };
+        let (all, tenants) = self.before;
+        let share = self.tenants.entry(tenant.clone()).or_default();
         share.now += 1;
         share.credit += match share.before {
-            0 if tenants > 0.0 => 1.0,
+            0 if tenants > 0 => 1.0,
             0 => part,
-            own => (part * all / (tenants * own as f64)).min(1.0),
+            own => (part * all as f64 / (tenants * own) as f64).min(1.0),
         };
         let takes = share.credit >= 1.0;
         if takes {
@@ -96,7 +93,7 @@ impl Shedder {
         for share in self.tenants.values_mut() {
             share.before = std::mem::take(&mut share.now);
         }
-        self.before = self.tenants.values().map(|share| share.before).sum();
+        self.before = (self.tenants.values().map(|share| share.before).sum(), self.tenants.len());
     }
 }
 

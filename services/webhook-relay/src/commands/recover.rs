@@ -197,8 +197,8 @@ async fn walk_stream(
         report.present += part.events - part.dropped - part.lost.len() as u64;
         if !part.lost.is_empty() {
             // Asked for only once something is missing: an earlier run's copies may lie behind what dispatchers have had.
-            let known = match waiting.take() {
-                Some(known) => waiting.insert(known),
+            let known = match &mut *waiting {
+                Some(known) => known,
                 None => waiting.insert(undelivered(history, held).await?),
             };
             let all = part.lost.len();

@@ -36,7 +36,7 @@ pub async fn nats_at(url: &str) -> anyhow::Result<async_nats::Client> {
     let (user, password) = (url.username().to_owned(), url.password().unwrap_or_default().to_owned());
     let options = async_nats::ConnectOptions::with_user_and_password(user.clone(), password);
     let options = options.custom_inbox_prefix(format!("_R_{user}")).retry_on_initial_connect();
-    // Credentials in the URL itself would win over the prefix of inboxes.
+    // They are in the options.
     url.set_password(None).and_then(|()| url.set_username("")).map_err(|()| anyhow::anyhow!("no user in {url}"))?;
     Ok(options.connect(url.as_str()).await?)
 }
