@@ -208,7 +208,7 @@ impl Store {
                 from (
                     select m.endpoint_id, m.attempts_ok as ok, m.attempts_failed as failed from stats_minutes m where m.minute >= date_trunc('minute', $1::timestamptz)
                     union all
-                    select d.endpoint_id, d.attempts_ok, d.attempts_failed from stats_delta d where d.at >= $1
+                    select d.endpoint_id, d.attempts_ok, d.attempts_failed from stats_pending d where d.at >= $1
                 ) x
                 where x.endpoint_id <> '00000000-0000-0000-0000-000000000000'
                 group by x.endpoint_id"#,
@@ -289,7 +289,7 @@ impl Store {
                     and coalesce((select c.to_state from circuit_events c where c.endpoint_id = p.id order by c.at desc limit 1), 'closed') <> 'open'
                     and not exists (select from stats_minutes m
                         where m.endpoint_id = p.id and m.minute > t.before and m.attempts_ok + m.attempts_failed > 0)
-                    and not exists (select from stats_delta d where d.tenant = p.tenant and d.endpoint_id = p.id and d.at > t.before
+                    and not exists (select from stats_pending d where d.tenant = p.tenant and d.endpoint_id = p.id and d.at > t.before
                         and d.attempts_ok + d.attempts_failed > 0)
                 limit $2"#,
                 micros(long) as _,

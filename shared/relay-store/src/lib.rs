@@ -84,5 +84,5 @@ pub use reseal::{Resealed, Unsealable};
 pub use resume::{ResumeStep, Resuming};
 pub use sealer::Sealer;
 pub use series::SeriesPoint;
-pub use stats::Counters;
+pub use stats::{Counters, Folded};
 pub use window::{Listed, TOTAL_MAX, Window};

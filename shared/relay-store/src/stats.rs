@@ -10,6 +10,19 @@ use crate::error::StoreError;
 
 /// Rows that one folding takes: it stays far below its deadline however much has piled up.
 const FOLD_ROWS_MAX: i64 = 10_000;
+/// And batches of deltas, of some hundreds each at most.
+const FOLD_BATCHES_MAX: i64 = 1_000;
+/// From this length on the samples of a minute or an hour are merged by their buckets.
+const SAMPLES_MAX: i32 = 256;
+
+/// What a folding did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folded {
+    /// Deltas that it folded.
+    pub deltas: u64,
+    /// It took as many rows as it may, so there are likely more.
+    pub more: bool,
+}
 
 /// The counters of an endpoint or a tenant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,7 +102,7 @@ impl Store {
                     from stats_totals t where t.tenant = $1 and t.endpoint_id = $2
                     union all
                     select d.events, d.unmatched, d.opened, d.delivered, d.dead_lettered, d.discarded, d.retrying, d.attempts_ok, d.attempts_failed, d.latency_us_sum
-                    from stats_delta d where d.tenant = $1 and d.endpoint_id = $2
+                    from stats_pending d where d.tenant = $1 and d.endpoint_id = $2
                 ) x"#,
                 tenant.as_str(),
                 endpoint.0
@@ -113,7 +126,7 @@ impl Store {
                     from stats_totals t where t.tenant = $1 and t.endpoint_id = '00000000-0000-0000-0000-000000000000'
                     union all
                     select d.events, d.unmatched, d.opened, d.delivered, d.dead_lettered, d.discarded, d.retrying, d.attempts_ok, d.attempts_failed, d.latency_us_sum
-                    from stats_delta d where d.tenant = $1
+                    from stats_pending d where d.tenant = $1
                 ) x"#,
                 tenant.as_str()
             ))
@@ -121,9 +134,12 @@ impl Store {
         Ok(counters!(row))
     }
 
-    /// Folds deltas into minutes, hours and totals, of each endpoint and of each tenant. Returns how many were folded.
-    pub async fn fold(&self) -> Result<usize, StoreError> {
-        let folded = self.queries.one(sqlx::query_file_scalar!("src/sql/fold.sql", FOLD_ROWS_MAX)).await?;
-        Ok(usize::try_from(folded).unwrap_or(0))
+    /// Folds deltas into minutes, hours and totals, of each endpoint and of each tenant.
+    pub async fn fold(&self) -> Result<Folded, StoreError> {
+        let row = self
+            .queries
+            .one(sqlx::query_file!("src/sql/fold.sql", FOLD_ROWS_MAX, FOLD_BATCHES_MAX, SAMPLES_MAX))
+            .await?;
+        Ok(Folded { deltas: u64::try_from(row.deltas).unwrap_or(0), more: row.more })
     }
 }

@@ -56,16 +56,20 @@ letters as (
     on conflict do nothing
 ),
 statistics as (
-    insert into stats_delta (tenant, endpoint_id, events, unmatched, opened, dead_lettered)
-    select x.tenant, x.endpoint_id, sum(x.events)::int, sum(x.unmatched)::int, sum(x.opened)::int, sum(x.dead)::int
+    insert into stats_batches (deltas)
+    select array_agg(row(s.tenant, s.endpoint_id, s.events, s.unmatched, s.opened, 0, s.dead, 0, 0, 0, 0, 0, '{}')::relay_stats)
     from (
-        select e.tenant, '00000000-0000-0000-0000-000000000000'::uuid as endpoint_id, 1 as events, (e.fanout = 0)::int as unmatched, 0 as opened, 0 as dead from e
-        union all
-        select o.tenant, o.endpoint_id, 0, 0, 1, 0 from opened o
-        union all
-        select d.tenant, case when d.has_endpoint then d.endpoint_id else '00000000-0000-0000-0000-000000000000'::uuid end, 0, 0, 1, 1 from dead d
-    ) x
-    group by x.tenant, x.endpoint_id
+        select x.tenant, x.endpoint_id, sum(x.events) as events, sum(x.unmatched) as unmatched, sum(x.opened) as opened, sum(x.dead) as dead
+        from (
+            select e.tenant, '00000000-0000-0000-0000-000000000000'::uuid as endpoint_id, 1 as events, (e.fanout = 0)::int as unmatched, 0 as opened, 0 as dead from e
+            union all
+            select o.tenant, o.endpoint_id, 0, 0, 1, 0 from opened o
+            union all
+            select d.tenant, case when d.has_endpoint then d.endpoint_id else '00000000-0000-0000-0000-000000000000'::uuid end, 0, 0, 1, 1 from dead d
+        ) x
+        group by x.tenant, x.endpoint_id
+    ) s
+    having count(*) > 0
 )
 select now() as "now!",
     array(select i.n from i where not i.fresh) as "stale!",

@@ -5,7 +5,7 @@ with told as (
     from (
         select t.endpoint_id, t.opened - t.delivered - t.dead_lettered - t.discarded as open, t.retrying from stats_totals t
         union all
-        select d.endpoint_id, d.opened - d.delivered - d.dead_lettered - d.discarded, d.retrying from stats_delta d
+        select d.endpoint_id, d.opened - d.delivered - d.dead_lettered - d.discarded, d.retrying from stats_pending d
     ) x
     where x.endpoint_id <> '00000000-0000-0000-0000-000000000000'
     group by x.endpoint_id

@@ -85,23 +85,28 @@ deactivated as (
     where e.id = x.endpoint_id and e.tenant = r.id and e.is_active
 ),
 statistics as (
-    insert into stats_delta (tenant, endpoint_id, delivered, dead_lettered, discarded, retrying, attempts_ok, attempts_failed, latency_us_sum, buckets)
-    select coalesce(max(x.tenant), (select p.tenant from endpoints p where p.id = x.endpoint_id), '_relay'), x.endpoint_id,
-        sum(x.delivered)::int, sum(x.dead)::int, sum(x.discarded)::int, sum(x.retrying)::int, sum(x.ok)::int, sum(x.failed)::int,
-        sum(x.latency)::bigint, coalesce(array_agg(x.bucket) filter (where x.bucket is not null), '{}')
+    insert into stats_batches (deltas)
+    select array_agg(row(s.tenant, s.endpoint_id, 0, 0, 0, s.delivered, s.dead, s.discarded, s.retrying, s.ok, s.failed, s.latency, s.buckets)::relay_stats)
     from (
-        select null::text as tenant, a.endpoint_id, 0 as delivered, 0 as dead, 0 as discarded, 0 as retrying, a.success::int as ok,
-            (not a.success)::int as failed, case when a.success then a.total_us else 0 end as latency,
-            case when a.http_status is not null then relay_bucket(a.total_us) end as bucket from a
-        union all
-        select g.tenant, g.endpoint_id, (g.kind = 1)::int, (g.kind = 3)::int, 0, -(g.was_retrying::int), 0, 0, 0,
-            case when g.kind = 1 then (512 + relay_bucket((date_part('epoch', now() - g.opened_at) * 1000000)::bigint))::smallint end from gone g
-        union all
-        select k.tenant, k.endpoint_id, 0, 0, 0, 1, 0, 0, 0, null from kept k where k.kind = 2 and k.was_first
-        union all
-        select l.tenant, l.endpoint_id, 1, -((l.was = 2)::int), -((l.was = 3)::int), 0, 0, 0, 0, null from late l
-    ) x
-    group by x.endpoint_id
+        select coalesce(max(x.tenant), (select p.tenant from endpoints p where p.id = x.endpoint_id), '_relay') as tenant, x.endpoint_id,
+            sum(x.delivered) as delivered, sum(x.dead) as dead, sum(x.discarded) as discarded, sum(x.retrying) as retrying,
+            sum(x.ok) as ok, sum(x.failed) as failed, sum(x.latency) as latency,
+            coalesce(array_agg(x.bucket) filter (where x.bucket is not null), '{}') as buckets
+        from (
+            select null::text as tenant, a.endpoint_id, 0 as delivered, 0 as dead, 0 as discarded, 0 as retrying, a.success::int as ok,
+                (not a.success)::int as failed, case when a.success then a.total_us else 0 end as latency,
+                case when a.http_status is not null then relay_bucket(a.total_us) end as bucket from a
+            union all
+            select g.tenant, g.endpoint_id, (g.kind = 1)::int, (g.kind = 3)::int, 0, -(g.was_retrying::int), 0, 0, 0,
+                case when g.kind = 1 then (512 + relay_bucket((date_part('epoch', now() - g.opened_at) * 1000000)::bigint))::smallint end from gone g
+            union all
+            select k.tenant, k.endpoint_id, 0, 0, 0, 1, 0, 0, 0, null from kept k where k.kind = 2 and k.was_first
+            union all
+            select l.tenant, l.endpoint_id, 1, -((l.was = 2)::int), -((l.was = 3)::int), 0, 0, 0, 0, null from late l
+        ) x
+        group by x.endpoint_id
+    ) s
+    having count(*) > 0
 )
 select array(select g.n from gone g union all select k.n from kept k union all select l.n from late l) as "applied!",
     array(select f.n from found f where f.was = -1) as "delivered_before!",

@@ -9,7 +9,7 @@ with raw as materialized (
     -- What isn't folded yet; the nil endpoint stands for all of the tenant's.
     select date_trunc($5, d.at, 'UTC'), d.events, d.unmatched, d.opened, d.delivered, d.dead_lettered, d.discarded, d.retrying, d.attempts_ok, d.attempts_failed, d.latency_us_sum,
         array(select (b.bucket::bigint << 40) | 1 from unnest(d.buckets) as b (bucket))
-    from stats_delta d
+    from stats_pending d
     where d.tenant = $1 and (d.endpoint_id = $2 or $2 = '00000000-0000-0000-0000-000000000000') and d.at >= $3 and d.at < $4
 ),
 counted as (

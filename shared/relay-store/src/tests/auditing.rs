@@ -198,6 +198,7 @@ async fn work_that_nobody_claims_is_found(pool: PgPool) {
     ledger.run("update open_deliveries o set due_at = now() - interval '1 hour', leased = true").await;
     assert_eq!(ledger.overdue(LONG).await.unwrap(), [], "something was sent just now");
     ledger.run("update stats_delta d set at = now() - interval '1 hour'").await;
+    ledger.run("update stats_batches b set at = now() - interval '1 hour'").await;
     let found = ledger.overdue(LONG).await.unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].endpoint, found[0].leased, found[0].is_active), (endpoint, true, true));

@@ -55,9 +55,10 @@ async fn generic_plan_for(sql: &str, parameters: &str, connection: &mut PgConnec
     plan
 }
 
+/// What isn't folded yet is a queue of some seconds: it alone may be read whole.
 fn assert_no_scan(what: &str, plan: &[String]) {
-    let text = plan.join("\n");
-    assert!(!text.contains("Seq Scan"), "{what} scans a table:\n{text}");
+    let scans = plan.iter().any(|l| l.contains("Seq Scan") && !l.contains("Seq Scan on stats_batches"));
+    assert!(!scans, "{what} scans a table:\n{}", plan.join("\n"));
 }
 
 #[sqlx::test(migrations = "../../migrations")]
@@ -178,7 +179,8 @@ async fn lists_are_read_in_their_order_by_index(pool: PgPool) {
     keyed.give_back();
 }
 
-/// The queue is empty most of the time, also when its statistics are taken: then any index looks as good as another.
+/// The queue is empty most of the time, also when its statistics are taken: then any index, and reading all of the table,
+/// looks as good as a look-up.
 #[sqlx::test(migrations = "../../migrations")]
 async fn plans_made_while_the_queue_is_empty_stay_right(pool: PgPool) {
     sqlx::raw_sql("vacuum analyze open_deliveries").execute(&pool).await.unwrap();
