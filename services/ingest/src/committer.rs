@@ -62,7 +62,7 @@ impl Default for CommitLimits {
             queue_events: 20_000,
             queue_bytes: 64 * 1024 * 1024,
             wait_max: Duration::from_millis(200),
-            lag_max: Duration::from_millis(20),
+            lag_max: Duration::from_millis(5),
             in_flight: 2,
             linger: Duration::from_millis(1),
             linger_from_rate: 1_000.0,

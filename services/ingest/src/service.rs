@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::{Api, Counters, Shared};
-use crate::committer::{CommitLimits, CommitMetrics, PublishFailure, committer};
+use crate::committer::{CommitMetrics, PublishFailure, committer};
 use crate::config::Config;
 use crate::refresh::Refresher;
 use crate::routes;
@@ -56,6 +56,7 @@ impl Ingest {
             let made = tokio::fs::create_dir_all(dir).await;
             made.map_err(|error| StartError::StateDir { path: dir.clone(), error })?;
         }
+        let limits = config.commit_limits();
         let state_file = config.state_dir.map(|dir| dir.join(STATE_FILE));
         if let Some(file) = &state_file
             && links.directory.age().is_none()
@@ -72,7 +73,7 @@ impl Ingest {
         let stop_commit = CancellationToken::new();
         let bus = links.bus.clone();
         let publish = move |bundle: Bytes| publish(bus.clone(), bundle);
-        let (committer, run) = committer(publish, CommitLimits::default(), CommitMetrics::register());
+        let (committer, run) = committer(publish, limits, CommitMetrics::register());
         let api = Api::new(Shared {
             links,
             committer,

@@ -2,6 +2,9 @@
 //! most. What waits for a processor stands in no queue that could be counted, so it is told by its lag: how long
 //! after its answer was there a request went on. Pure; times come in as arguments.
 //!
+//! What waited for one slow write goes on all at once, and lags for a moment. That is no overload, so nothing is refused until
+//! the lag has been too long for a while without a break, as CoDel does for packets (RFC 8289, section 3.1).
+//!
 //! With a lag of `r` times the one that is borne, `1 / r` of the requests are taken. They are shared out evenly:
 //! of `n` requests of `k` tenants, each tenant has `n / (k r)`, and what it doesn't need is nobody's loss, as the lag falls then.
 
@@ -12,6 +15,8 @@ use crate::ids::TenantId;
 
 /// What was measured so long ago says nothing about now.
 const LAG_LIFE: Duration = Duration::from_millis(250);
+/// So long the lag is too long before anything is refused.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// The weight of the newest measurement.
 const LAG_WEIGHT: f64 = 0.05;
 /// Over how long the requests of a tenant are counted.
@@ -24,6 +29,8 @@ pub struct Shedder {
     lag_max: Duration,
     /// In seconds, and when it was measured.
     lag: Option<(f64, Instant)>,
+    /// Since when it has been longer than what is borne.
+    over_since: Option<Instant>,
     /// Empty while nothing is refused.
     tenants: HashMap<TenantId, Share>,
     /// When the window began.
@@ -45,13 +52,16 @@ struct Share {
 impl Shedder {
     /// Bears this lag. A request meets it twice at least: before it is read, and before it is answered.
     pub fn new(lag_max: Duration) -> Self {
-        Self { lag_max, lag: None, tenants: HashMap::new(), since: None, before: (0, 0) }
+        Self { lag_max, lag: None, over_since: None, tenants: HashMap::new(), since: None, before: (0, 0) }
     }
 
     /// A request went on so long after it could have.
     pub fn lagged(&mut self, lag: Duration, now: Instant) {
         let known = self.lag(now).unwrap_or(0.0);
-        self.lag = Some((known + LAG_WEIGHT * (lag.as_secs_f64() - known), now));
+        let lag = known + LAG_WEIGHT * (lag.as_secs_f64() - known);
+        self.lag = Some((lag, now));
+        let is_over = lag > self.lag_max.as_secs_f64();
+        self.over_since = is_over.then(|| self.over_since.unwrap_or(now));
     }
 
     fn lag(&self, now: Instant) -> Option<f64> {
@@ -60,7 +70,9 @@ impl Shedder {
 
     /// Whether a request of this tenant that begins now is taken.
     pub fn takes(&mut self, tenant: &TenantId, now: Instant) -> bool {
-        let part = self.lag(now).map_or(1.0, |lag| self.lag_max.as_secs_f64() / lag);
+        let is_long = self.over_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
+        let lag = self.lag(now).filter(|_| is_long);
+        let part = lag.map_or(1.0, |lag| self.lag_max.as_secs_f64() / lag);
         if part >= 1.0 {
             self.tenants.clear();
             self.since = None;
@@ -113,8 +125,10 @@ mod tests {
     /// A shedder that has seen this lag long enough to believe it.
     fn lagging(lag: Duration, now: Instant) -> Shedder {
         let mut shedder = Shedder::new(LAG_MAX);
-        for _ in 0..1000 {
-            shedder.lagged(lag, now);
+        for step in (0..=5).rev() {
+            for _ in 0..1000 {
+                shedder.lagged(lag, now - PATIENCE * step / 4);
+            }
         }
         shedder
     }
@@ -164,6 +178,16 @@ mod tests {
         shedder.lagged(MS, now);
         shedder.lagged(700 * MS, now);
         assert!(shedder.takes(&tenant(0), now));
+        // What waited for a slow write lags together, and then nobody does.
+        for n in 0..1000 {
+            shedder.lagged(n / 10 * MS, now);
+            assert!(shedder.takes(&tenant(0), now + PATIENCE / 2));
+        }
+        for _ in 0..100 {
+            shedder.lagged(Duration::ZERO, now + PATIENCE / 2);
+        }
+        shedder.lagged(10 * LAG_MAX, now + PATIENCE);
+        assert!(shedder.takes(&tenant(0), now + PATIENCE));
         let mut shedder = lagging(10 * LAG_MAX, now);
         assert!(!shedder.takes(&tenant(0), now));
         assert!(shedder.takes(&tenant(0), now + LAG_LIFE));

@@ -11,7 +11,7 @@ use crate::error::StoreError;
 /// Rows that one folding takes: it stays far below its deadline however much has piled up.
 const FOLD_ROWS_MAX: i64 = 10_000;
 /// And batches of deltas, of some hundreds each at most.
-const FOLD_BATCHES_MAX: i64 = 1_000;
+const FOLD_BATCHES_MAX: i64 = 2_000;
 /// From this length on the samples of a minute or an hour are merged by their buckets.
 const SAMPLES_MAX: i32 = 256;
 

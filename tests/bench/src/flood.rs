@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "times")]
     rate: Option<u64>,
     /// Connections that the requests come on
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 512)]
     connections: usize,
     /// Bytes of each payload
     #[arg(long, default_value_t = 500)]

@@ -101,7 +101,7 @@ async fn measure_case(args: &Args, case: Case, binary: &Path, figures: &mut Figu
     figures.add(of("delivered per second"), outcome.delivered_per_second());
     figures.add(of("lost"), outcome.lost as f64);
     figures.add(of("duplicates"), outcome.duplicates as f64);
-    for role in ["ours", "postgres", "nats"] {
+    for role in ["ours", "postgres", "nats", "harness"] {
         let us = cpu.cpu_us.get(role).copied().unwrap_or(0);
         figures.add(of(&format!("CPU us per delivery, {role}")), us as f64 / delivered);
     }
