@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::outlook::Outlook;
 
+/// [`CommitLimits::lag_max`] where nothing else is set, in milliseconds.
+pub const LAG_MS_MAX: u16 = 5;
 /// So many requests may always wait for their answer.
 const REQUESTS_ALWAYS: usize = 256;
 /// Pause between two tries of the same bundle.
@@ -62,7 +64,7 @@ impl Default for CommitLimits {
             queue_events: 20_000,
             queue_bytes: 64 * 1024 * 1024,
             wait_max: Duration::from_millis(200),
-            lag_max: Duration::from_millis(5),
+            lag_max: Duration::from_millis(LAG_MS_MAX.into()),
             in_flight: 2,
             linger: Duration::from_millis(1),
             linger_from_rate: 1_000.0,

@@ -10,7 +10,7 @@ use relay_core::event::PAYLOAD_BYTES_MAX;
 use relay_runtime::http::BODIES_BYTES_MAX;
 
 use crate::batch;
-use crate::committer::CommitLimits;
+use crate::committer::{CommitLimits, LAG_MS_MAX};
 
 /// The largest limit on payloads that can be set: the accept log stores messages of at most 2 MiB, frame included.
 pub const PAYLOAD_BYTES_CEILING: usize = 2 * 1024 * 1024 - 8 * 1024;
@@ -31,9 +31,9 @@ pub struct Config {
     /// tenant's other requests took it
     #[arg(long, env = "RELAY_BODIES_BYTES_MAX", default_value_t = BODIES_BYTES_MAX, value_parser = bodies_limit)]
     pub bodies_bytes_max: usize,
-    /// How long requests may wait for a processor, in milliseconds (1 to 1000), while more than 256 of them wait; of
-    /// more, the part that doesn't fit is refused with 503 at once
-    #[arg(long, env = "RELAY_LAG_MS_MAX", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    /// How long requests may wait for a processor, in milliseconds (1 to 1000), while more than 256 of them wait; where it
+    /// is longer for a quarter of a second, the part that doesn't fit is refused with 503
+    #[arg(long, env = "RELAY_LAG_MS_MAX", default_value_t = LAG_MS_MAX, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub lag_ms_max: u16,
     /// Network that endpoints may be in though it is private, in CIDR notation; can be repeated
     #[arg(long = "allow-network", env = "RELAY_ALLOW_NETWORKS", value_delimiter = ',', value_name = "CIDR")]
