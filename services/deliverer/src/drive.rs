@@ -218,6 +218,9 @@ impl Hinter {
         for endpoint in effects.slow.drain(..) {
             outbox.say(Word::Hint(HINT_SLOW, Bytes::from(endpoint.to_string())));
         }
+        for endpoint in effects.roomy.drain(..) {
+            outbox.say(Word::Hint(HINT_DUE, Bytes::from(endpoint.to_string())));
+        }
         let recently = self.due.is_some_and(|at| now.saturating_duration_since(at) < HINT_PERIOD);
         if effects.freed && !recently {
             effects.freed = false;

@@ -43,7 +43,9 @@ pub struct Effects<A> {
     pub slow: Vec<EndpointId>,
     /// Tokens to be leased; the answers go to [`Pool::leased`].
     pub asks: Vec<Ask>,
-    /// An endpoint has room again, or jobs were handed back that another pod can take.
+    /// Endpoints that were full and have room again, to be announced.
+    pub roomy: Vec<EndpointId>,
+    /// Jobs were handed back that another pod can take.
     pub freed: bool,
 }
 
@@ -56,6 +58,7 @@ impl<A> Default for Effects<A> {
             full: Vec::new(),
             slow: Vec::new(),
             asks: Vec::new(),
+            roomy: Vec::new(),
             freed: false,
         }
     }
@@ -241,7 +244,7 @@ impl<A: Clone> Pool<A> {
         }
         if !self.full.is_empty() && self.full.contains_key(&endpoint) && self.lanes.queued_for(endpoint) == 0 {
             self.full.remove(&endpoint);
-            out.freed = true;
+            out.roomy.push(endpoint);
         }
     }
 

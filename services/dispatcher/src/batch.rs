@@ -162,7 +162,7 @@ impl Batcher {
     fn holds(&self, endpoint: &Endpoint, now: DateTime<Utc>) -> bool {
         endpoint.paused
             || self.room.is_deep(self.room.lane(endpoint.id, Lane::Fresh))
-            || self.room.holds_fresh(endpoint)
+            || self.room.holds_fresh(endpoint.id, endpoint.rate_limit.is_some())
             || !matches!(self.links.circuits.decide(endpoint.id, &endpoint.circuit, now), Decision::Allow)
     }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use relay_bus::Bus;
-use relay_core::endpoint::Endpoint;
 use relay_core::ids::EndpointId;
 use relay_core::job::Job;
 use relay_core::subject::Lane;
@@ -33,8 +32,15 @@ const PERIOD: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub struct Room {
     depth: [AtomicU64; 4],
-    full: Mutex<HashMap<EndpointId, Instant>>,
+    full: Mutex<HashMap<EndpointId, Full>>,
     slow: RwLock<HashMap<EndpointId, Instant>>,
+}
+
+/// A deliverer's word that an endpoint's queue is full.
+struct Full {
+    said: Instant,
+    /// No deliverer has said since that there is room.
+    counts: bool,
 }
 
 impl Room {
@@ -43,20 +49,20 @@ impl Room {
         self.depth[lane as usize].load(Ordering::Relaxed) > LANE_DEPTH_MAX
     }
 
-    /// Whether a deliverer said within the last second that the endpoint's queue is full.
-    pub fn is_full(&self, endpoint: EndpointId) -> bool {
-        self.was_full_within(endpoint, FULL_FOR)
+    /// When a deliverer last said that the endpoint's queue is full, if that was within the last second and none has said
+    /// since that there is room.
+    pub fn full_since(&self, endpoint: EndpointId) -> Option<Instant> {
+        let full = self.full.lock().expect("no code panics while it holds this lock");
+        full.get(&endpoint).filter(|full| full.counts && full.said.elapsed() < FULL_FOR).map(|full| full.said)
     }
 
     /// Whether first attempts of the endpoint are to be kept in the table.
-    pub fn holds_fresh(&self, endpoint: &Endpoint) -> bool {
-        let limited = endpoint.rate_limit.is_some();
-        self.was_full_within(endpoint.id, if limited { BEHIND_FOR } else { FULL_FOR })
-    }
-
-    fn was_full_within(&self, endpoint: EndpointId, span: Duration) -> bool {
+    pub fn holds_fresh(&self, endpoint: EndpointId, is_limited: bool) -> bool {
+        if !is_limited {
+            return self.full_since(endpoint).is_some();
+        }
         let full = self.full.lock().expect("no code panics while it holds this lock");
-        full.get(&endpoint).is_some_and(|at| at.elapsed() < span)
+        full.get(&endpoint).is_some_and(|full| full.said.elapsed() < BEHIND_FOR)
     }
 
     /// The lane for work of this endpoint that belongs into `lane`: the slow one where a deliverer said within the last
@@ -89,8 +95,18 @@ impl Room {
 
     fn mark_full(&self, endpoint: EndpointId) {
         let mut full = self.full.lock().expect("no code panics while it holds this lock");
-        full.retain(|_, at| at.elapsed() < BEHIND_FOR);
-        full.insert(endpoint, Instant::now());
+        full.retain(|_, full| full.said.elapsed() < BEHIND_FOR);
+        full.insert(endpoint, Full { said: Instant::now(), counts: true });
+    }
+
+    /// A hint that work is due: where it names an endpoint, there is room for it.
+    pub fn hear_due(&self, hint: &Bytes) {
+        let mut full = self.full.lock().expect("no code panics while it holds this lock");
+        if !full.is_empty()
+            && let Some(full) = endpoint_in(hint).and_then(|endpoint| full.get_mut(&endpoint))
+        {
+            full.counts = false;
+        }
     }
 }
 
@@ -110,13 +126,21 @@ pub async fn watch(room: Arc<Room>, bus: Bus, stop: CancellationToken) {
 async fn hear(room: &Room, bus: &Bus) {
     let mut full = bus.subscribe_hints(relay_core::subject::HINT_FULL);
     let mut slow = bus.subscribe_hints(relay_core::subject::HINT_SLOW);
-    let endpoint = |hint: Option<Bytes>| std::str::from_utf8(&hint?).ok()?.parse::<EndpointId>().ok();
+    let mut due = bus.subscribe_hints(relay_core::subject::HINT_DUE);
     loop {
         tokio::select! {
-            hint = full.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_full(endpoint)),
-            hint = slow.recv() => endpoint(hint).into_iter().for_each(|endpoint| room.mark_slow(endpoint)),
+            // What is said of one endpoint is heard nearly in its order.
+            biased;
+            Some(hint) = full.recv() => endpoint_in(&hint).into_iter().for_each(|endpoint| room.mark_full(endpoint)),
+            Some(hint) = slow.recv() => endpoint_in(&hint).into_iter().for_each(|endpoint| room.mark_slow(endpoint)),
+            Some(hint) = due.recv() => room.hear_due(&hint),
+            else => return,
         }
     }
+}
+
+fn endpoint_in(hint: &Bytes) -> Option<EndpointId> {
+    std::str::from_utf8(hint).ok()?.parse().ok()
 }
 
 /// Looks how deep the lanes are.
@@ -150,12 +174,30 @@ mod tests {
         room.mark_full(endpoint(1));
         assert_eq!(room.lane(endpoint(1), Lane::Retry), Lane::Slow);
         assert_eq!(room.lane(endpoint(2), Lane::Fresh), Lane::Fresh);
-        assert!(room.is_full(endpoint(1)) && !room.is_full(endpoint(2)));
+        assert_eq!(room.full_since(endpoint(1)), Some(Instant::now()));
+        assert_eq!(room.full_since(endpoint(2)), None);
         tokio::time::advance(FULL_FOR).await;
-        assert!(!room.is_full(endpoint(1)));
-        assert!(room.was_full_within(endpoint(1), BEHIND_FOR));
+        assert_eq!(room.full_since(endpoint(1)), None);
         tokio::time::advance(SLOW_FOR).await;
         assert_eq!(room.lane(endpoint(1), Lane::Retry), Lane::Retry);
-        assert!(!room.was_full_within(endpoint(1), BEHIND_FOR));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_endpoint_is_so_until_a_deliverer_says_that_there_is_room() {
+        let room = Room::default();
+        let (free, limited) = (endpoint(1), endpoint(2));
+        for (endpoint, is_limited) in [(free, false), (limited, true)] {
+            room.mark_full(endpoint);
+            room.hear_due(&Bytes::new());
+            assert!(room.full_since(endpoint).is_some() && room.holds_fresh(endpoint, is_limited));
+            room.hear_due(&Bytes::from(endpoint.to_string()));
+            assert_eq!(room.full_since(endpoint), None);
+        }
+        assert!(!room.holds_fresh(free, false));
+        assert!(room.holds_fresh(limited, true), "what waits in the table goes first");
+        room.mark_full(free);
+        assert!(room.full_since(free).is_some(), "full again");
+        tokio::time::advance(BEHIND_FOR).await;
+        assert!(!room.holds_fresh(limited, true));
     }
 }

@@ -145,9 +145,9 @@ impl Scheduler {
         }
         let now = self.links.clock.now();
         let now_ms = self.millis(Instant::now());
-        if self.room.is_full(endpoint.id) {
+        if let Some(said) = self.room.full_since(endpoint.id) {
             if endpoint.rate_limit.is_none() {
-                self.budgets.bounced(endpoint.id, now_ms);
+                self.budgets.bounced(endpoint.id, self.millis(said), now_ms);
             }
             return None;
         }
@@ -212,7 +212,7 @@ impl Scheduler {
 /// Passes while this process leads, woken by hints and by circuits that close.
 pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: CancellationToken) {
     let hinted = Arc::new(Notify::new());
-    let listener = listen(scheduler.links.bus.clone(), Arc::clone(&hinted));
+    let listener = listen(scheduler.links.bus.clone(), Arc::clone(&scheduler.room), Arc::clone(&hinted));
     let passes = async {
         let mut circuits = scheduler.links.circuits.changes();
         let mut disruption = scheduler.links.bus.disruption();
@@ -252,10 +252,11 @@ pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: Cancellatio
     leader.resign().await;
 }
 
-/// Turns hints into one wake-up, however many come.
-async fn listen(bus: Bus, hinted: Arc<Notify>) {
+/// Turns hints into one wake-up, however many come. [`Room`] hears them as well, but perhaps later.
+async fn listen(bus: Bus, room: Arc<Room>, hinted: Arc<Notify>) {
     let mut hints = bus.subscribe_hints(HINT_DUE);
-    while hints.recv().await.is_some() {
+    while let Some(hint) = hints.recv().await {
+        room.hear_due(&hint);
         hinted.notify_one();
     }
 }

@@ -23,6 +23,9 @@ pub const OTHERS_PER_REPLAY: u32 = 8;
 /// A queue whose endpoint's speed is not known yet may hold this many jobs, unless it timed out: one dispatcher
 /// batch for a quiet endpoint is no flood.
 pub const COLD_QUEUE: usize = 1024;
+/// A queue whose endpoint could take more than it lately got, by the speed of its answers, may hold so many jobs at most:
+/// a burst for a quick endpoint is no flood either.
+pub const QUICK_QUEUE_MAX: usize = 2048;
 /// How long after its first job, or its first after a silence, the speed counts as not known, in milliseconds.
 pub const COLD_MS: u64 = 1000;
 /// Completions are counted in windows of this length, in milliseconds.
@@ -41,7 +44,7 @@ pub struct LaneLimits {
     pub endpoint_max: usize,
     /// Jobs that may wait for an endpoint, however slow it is.
     pub queue_min: usize,
-    /// Jobs that may wait, in seconds of its recent completions.
+    /// Jobs that may wait, in seconds of its recent completions, or of what it could take.
     pub queue_seconds: f64,
 }
 
@@ -160,13 +163,14 @@ impl<T> Lane<T> {
         let per_second = f64::from(self.completed.max(self.completed_before));
         // A float that is cast saturates; a negative setting gives 0.
         let by_rate = (per_second * limits.queue_seconds) as usize;
+        let by_speed = ((self.concurrency.capacity_per_second() * limits.queue_seconds) as usize).min(QUICK_QUEUE_MAX);
         if self.idle() && self.completed + self.completed_before == 0 {
             self.first_ms = now_ms;
         }
         let is_cold =
             now_ms.saturating_sub(self.first_ms) < COLD_MS && self.concurrency.limit() >= limits.endpoint_initial;
         let cold = if is_cold { COLD_QUEUE } else { 0 };
-        limits.queue_min.max(by_rate).max(cold).max(1)
+        limits.queue_min.max(by_rate).max(by_speed).max(cold).max(1)
     }
 
     fn completed(&mut self, how: Completion, took_ms: u32, now_ms: u64) {

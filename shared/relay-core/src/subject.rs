@@ -21,7 +21,8 @@ pub const JOBS_SUBJECTS_BEFORE: &str = "relay.jobs.>";
 pub const DLQ_SUBJECTS: &str = "relay.dlq.>";
 /// Hint on core NATS: a tenant's directory changed (body: the tenant).
 pub const HINT_DIRECTORY: &str = "relay.hint.directory";
-/// Hint on core NATS: work falls due soon or an endpoint can be sent to again: the scheduler looks at once.
+/// Hint on core NATS: work falls due soon or an endpoint can be sent to again: the scheduler looks at once. With an
+/// endpoint's id as its body, what was said of a full queue of it is over.
 pub const HINT_DUE: &str = "relay.hint.due";
 /// Hint on core NATS: an endpoint's queue in a deliverer is full (body: the endpoint's id); valid for a second.
 pub const HINT_FULL: &str = "relay.hint.full";

@@ -10,8 +10,10 @@ use crate::error::StoreError;
 
 /// Rows that one folding takes: it stays far below its deadline however much has piled up.
 const FOLD_ROWS_MAX: i64 = 10_000;
-/// And batches of deltas, of some hundreds each at most.
+/// And batches of deltas, so many and until their arrays have so many bytes: some twenty thousand deltas, each of
+/// which may be of another endpoint and minute.
 const FOLD_BATCHES_MAX: i64 = 2_000;
+const FOLD_BYTES_MAX: i64 = 2 * 1024 * 1024;
 /// From this length on the samples of a minute or an hour are merged by their buckets.
 const SAMPLES_MAX: i32 = 256;
 
@@ -138,7 +140,7 @@ impl Store {
     pub async fn fold(&self) -> Result<Folded, StoreError> {
         let row = self
             .queries
-            .one(sqlx::query_file!("src/sql/fold.sql", FOLD_ROWS_MAX, FOLD_BATCHES_MAX, SAMPLES_MAX))
+            .one(sqlx::query_file!("src/sql/fold.sql", FOLD_ROWS_MAX, FOLD_BATCHES_MAX, SAMPLES_MAX, FOLD_BYTES_MAX))
             .await?;
         Ok(Folded { deltas: u64::try_from(row.deltas).unwrap_or(0), more: row.more })
     }

@@ -55,7 +55,10 @@ pub struct Sink {
 impl Sink {
     /// Listens on a free port of loopback.
     pub async fn start() -> anyhow::Result<Self> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((std::net::Ipv4Addr::LOCALHOST, 0).into())?;
+        // Hundreds of connections are opened at once, and one that finds no place here is late by a second.
+        let listener = socket.listen(4096)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             started: Instant::now(),

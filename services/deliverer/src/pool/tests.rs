@@ -85,13 +85,13 @@ async fn a_full_queue_hands_back_and_says_so_and_says_when_there_is_room() {
     let mut sent = 0;
     let mut settled = done(&out);
     loop {
-        assert!(!out.freed);
+        assert!(out.roomy.is_empty());
         pool.pump(now, |_, _| Gate::Send, &mut out);
         let Some((work, _)) = out.starts.pop() else { break };
         sent += 1;
         settled.push((work.key(), Settled::Done { claim: 1 }));
         pool.over(work.job.endpoint, Completion::Success, 10, now, &mut out);
-        if std::mem::take(&mut out.freed) {
+        if out.roomy.pop().is_some() {
             while let Some((work, _)) = out.starts.pop() {
                 sent += 1;
                 settled.push((work.key(), Settled::Done { claim: 1 }));

@@ -84,6 +84,14 @@ impl Concurrency {
         self.mean_ms.is_some_and(|mean| mean > self.best_ms * 2.0 + SLACK_MS)
     }
 
+    /// Requests that the endpoint can take in a second, by how long its last answers took and how many it may have in
+    /// flight; 0 where that isn't known, or its last answer was a failure.
+    pub fn capacity_per_second(&self) -> f64 {
+        let mean_ms = self.mean_ms.filter(|_| !self.is_failing);
+        // Answers of no time at all are those of less than a millisecond.
+        mean_ms.map_or(0.0, |mean| self.limit as f64 * 1000.0 / f64::from(mean.max(1.0)))
+    }
+
     /// Whether many requests take [`SLOW_MS`] or longer.
     pub fn is_slow(&self) -> bool {
         self.is_slow

@@ -92,6 +92,22 @@ fn a_slow_queue_spills_and_a_fast_one_does_not() {
     assert!(sent > 29_500, "{sent} of {arrived}");
 }
 
+/// One request at a time, answered at once, for a while; then 1,500 come together. A receiver that takes 300 ms for each has
+/// a shorter queue.
+#[test]
+fn a_burst_for_a_quick_endpoint_does_not_spill() {
+    for (took_ms, spills) in [(2, false), (300, true)] {
+        let mut lanes = lanes();
+        for now in (0..5000u64).step_by(500) {
+            lanes.push(&tenant(0), endpoint(1), (1, 0), now).unwrap();
+            assert!(lanes.next(now).is_some());
+            lanes.done(endpoint(1), Completion::Success, took_ms, now);
+        }
+        let refused = (0..1500).filter(|i| lanes.push(&tenant(0), endpoint(1), (1, *i), 5000).is_err()).count();
+        assert_eq!(refused > 0, spills, "{refused}");
+    }
+}
+
 #[test]
 fn slow_endpoints_leave_slots_to_others() {
     let limits = LaneLimits { endpoint_initial: 256, ..LaneLimits::default() };

@@ -8,7 +8,8 @@ use crate::rate::RateLimit;
 const START: usize = 256;
 const LEAST: usize = 4;
 const MOST: usize = 2000;
-/// A budget grows when nothing has bounced for this long.
+/// A budget grows when nothing has bounced for this long, and is halved once in this time: the pods' words about one burst
+/// are one bounce, however many they are and however often the scheduler looks at them.
 const QUIET_MS: u64 = 1000;
 /// An endpoint that nobody asked about for this long is forgotten.
 const FORGET_MS: u64 = 60_000;
@@ -25,7 +26,15 @@ const RAMP_MS: u64 = 500;
 struct Budget {
     rows: usize,
     changed_ms: u64,
+    /// The word that it was halved for.
+    bounced_ms: Option<u64>,
     used_ms: u64,
+}
+
+impl Budget {
+    fn new(now_ms: u64) -> Self {
+        Self { rows: START, changed_ms: now_ms, bounced_ms: None, used_ms: now_ms }
+    }
 }
 
 struct Credit {
@@ -46,8 +55,7 @@ impl Budgets {
     /// Rows that may be claimed for the endpoint now.
     pub fn budget(&mut self, endpoint: EndpointId, now_ms: u64) -> usize {
         self.sweep(now_ms);
-        let budget =
-            self.by_endpoint.entry(endpoint).or_insert(Budget { rows: START, changed_ms: now_ms, used_ms: now_ms });
+        let budget = self.by_endpoint.entry(endpoint).or_insert_with(|| Budget::new(now_ms));
         budget.used_ms = now_ms;
         budget.rows
     }
@@ -79,12 +87,14 @@ impl Budgets {
         }
     }
 
-    /// Notes that work of this endpoint was handed back because there was no room.
-    pub fn bounced(&mut self, endpoint: EndpointId, now_ms: u64) {
-        let budget =
-            self.by_endpoint.entry(endpoint).or_insert(Budget { rows: START, changed_ms: now_ms, used_ms: now_ms });
-        budget.rows = (budget.rows / 2).max(LEAST);
-        budget.changed_ms = now_ms;
+    /// Notes that a pod said, at `said_ms`, that work of this endpoint was handed back because there was no room.
+    pub fn bounced(&mut self, endpoint: EndpointId, said_ms: u64, now_ms: u64) {
+        let budget = self.by_endpoint.entry(endpoint).or_insert_with(|| Budget::new(now_ms));
+        if budget.bounced_ms.is_none_or(|at| said_ms >= at + QUIET_MS) {
+            budget.bounced_ms = Some(said_ms);
+            budget.rows = (budget.rows / 2).max(LEAST);
+            budget.changed_ms = now_ms;
+        }
     }
 
     fn sweep(&mut self, now_ms: u64) {
@@ -120,16 +130,28 @@ mod tests {
         let e = EndpointId(Uuid::from_u128(1));
         let mut b = Budgets::default();
         assert_eq!(b.budget(e, 0), START);
-        b.bounced(e, 0);
+        b.bounced(e, 0, 0);
         assert_eq!(b.budget(e, 0), START / 2);
         b.claimed(e, START / 2, 10);
         assert_eq!(b.budget(e, 10), START / 2, "not yet quiet");
         b.claimed(e, START / 2, QUIET_MS);
         assert_eq!(b.budget(e, QUIET_MS), START);
-        for _ in 0..20 {
-            b.bounced(e, QUIET_MS);
+        for said in (1..=20).map(|n| n * QUIET_MS) {
+            b.bounced(e, said, said);
         }
         assert_eq!(b.budget(e, QUIET_MS), LEAST);
+    }
+
+    /// The scheduler looks ten times a second, and the pods say it twice a second each: still it is one burst, and what it
+    /// left behind is claimed fast as soon as there is room.
+    #[test]
+    fn one_burst_halves_a_budget_once() {
+        let e = EndpointId(Uuid::from_u128(1));
+        let mut b = Budgets::default();
+        for now in (0..QUIET_MS).step_by(100) {
+            b.bounced(e, now / 500 * 500, now);
+        }
+        assert_eq!(b.budget(e, QUIET_MS), START / 2);
     }
 
     #[test]

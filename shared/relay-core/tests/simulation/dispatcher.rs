@@ -298,7 +298,7 @@ impl World {
     /// A pod had no room for a job.
     pub fn bounced(&mut self, endpoint: EndpointId) {
         let now = self.now;
-        self.dispatchers.iter_mut().for_each(|d| d.budgets.bounced(endpoint, now));
+        self.dispatchers.iter_mut().for_each(|d| d.budgets.bounced(endpoint, now, now));
     }
 }
 

@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use relay_core::forwarded::TrustedProxies;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,12 +48,24 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+/// Connections that may wait to be taken; the system may cut it (`net.core.somaxconn`). A client whose connection finds no
+/// place asks again after a whole second, and a burst of producers easily opens more at once than the usual 128.
+const WAITING_CONNECTIONS_MAX: u32 = 4096;
+
 /// Listens on an address.
 ///
 /// # Errors
 /// It is taken, or not this machine's.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+    listen(address).map_err(|source| BindError { address, source })
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A port is free again at once when its process has ended.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CONNECTIONS_MAX)
 }
 
 /// What can be served: a router, or something around one.
@@ -184,6 +196,17 @@ mod tests {
         // A connection that is cut while more of a request comes may be reset.
         let _ = client.read_to_end(&mut answer).await;
         String::from_utf8(answer).unwrap()
+    }
+
+    /// Nobody takes a connection here: all have to find a place, or they ask again and again.
+    #[tokio::test]
+    async fn a_burst_of_connections_finds_a_place() {
+        let listener = bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = (0..400).map(|_| TcpStream::connect(address));
+        let all = futures_util::future::try_join_all(connections);
+        let all = tokio::time::timeout(Duration::from_secs(60), all).await.expect("each finds a place").unwrap();
+        assert_eq!(all.len(), 400);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,9 +4,18 @@ with deltas as (
     where d.ctid in (select p.ctid from stats_delta p limit $1 for update skip locked)
     returning d.*
 ),
+-- Rows of batches until they are as many, or as many bytes, as one folding takes; one at least. A row's size is known without
+-- reading its array.
+picked as materialized (
+    select x.ctid, sum(x.bytes) over (rows unbounded preceding) - x.bytes as bytes_before
+    from (select p.ctid, pg_column_size(p.deltas) as bytes from stats_batches p limit $2) x
+),
 batches as (
     delete from stats_batches b
-    where b.ctid in (select p.ctid from stats_batches p limit $2 for update skip locked)
+    where b.ctid = any (array(
+        select p.ctid from stats_batches p
+        where p.ctid = any (array(select k.ctid from picked k where k.bytes_before < $4)) for update skip locked
+    ))
     returning b.at, b.deltas
 ),
 taken as materialized (
@@ -77,4 +86,4 @@ totals as (
     on conflict (tenant, endpoint_id) do update set events = t.events + excluded.events, unmatched = t.unmatched + excluded.unmatched, opened = t.opened + excluded.opened, delivered = t.delivered + excluded.delivered, dead_lettered = t.dead_lettered + excluded.dead_lettered, discarded = t.discarded + excluded.discarded, retrying = t.retrying + excluded.retrying, attempts_ok = t.attempts_ok + excluded.attempts_ok, attempts_failed = t.attempts_failed + excluded.attempts_failed, latency_us_sum = t.latency_us_sum + excluded.latency_us_sum
 )
 select (select count(*) from taken) as "deltas!",
-    (select count(*) from deltas) = $1 or (select count(*) from batches) = $2 as "more!"
+    (select count(*) from deltas) = $1 or (select count(*) = $2 or coalesce(max(k.bytes_before), 0) >= $4 from picked k) as "more!"

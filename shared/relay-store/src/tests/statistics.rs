@@ -230,6 +230,38 @@ async fn statistics_are_what_the_tables_say(pool: PgPool) {
     assert!(counted(&ledger, None, &late).await.1.delivered.samples() > 20, "there is something to compare");
 }
 
+/// Nobody folded for a long time, and each batch was of many endpoints: a folding takes what it can do in time.
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_folding_is_bounded_however_much_has_piled_up(pool: PgPool) {
+    let ledger = Ledger::new(pool).await;
+    for (batches, endpoints) in [(60, 500), (2, 20_000)] {
+        sqlx::query(
+            r"insert into stats_batches (at, deltas)
+              select now() - make_interval(mins => b), (
+                  select array_agg(row('t', gen_random_uuid(), 1, 0, 1, 1, 0, 0, 0, 1, 0, 1000, '{1,2}')::relay_stats)
+                  from generate_series(1, $2) where b > 0
+              )
+              from generate_series(1, $1) b",
+        )
+        .bind(batches)
+        .bind(endpoints)
+        .execute(&ledger.pool)
+        .await
+        .unwrap();
+        let (mut folded, mut foldings) = (0, 0);
+        loop {
+            let fold = ledger.fold().await.unwrap();
+            assert!(fold.deltas <= 20_000, "{fold:?}");
+            (folded, foldings) = (folded + fold.deltas, foldings + 1);
+            assert_eq!(fold.more, folded < batches as u64 * endpoints as u64, "{folded}");
+            if !fold.more {
+                break;
+            }
+        }
+        assert_eq!((folded, foldings), (batches as u64 * endpoints as u64, 2));
+    }
+}
+
 #[sqlx::test(migrations = "../../migrations")]
 async fn the_head_of_the_queue_is_shown(pool: PgPool) {
     let ledger = Ledger::new(pool).await;

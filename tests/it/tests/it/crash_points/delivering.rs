@@ -80,6 +80,8 @@ pub async fn a_stopped_deliverer(broken: Option<&'static str>) -> anyhow::Result
         s.event("20", 0).await?;
     }
     holds(&figures, 4).await?;
+    // It has them before it sends the first of them.
+    s.w.sink.wait("/20", 1).await?;
     first.signal("STOP")?;
     s.allow_in_flight("20")?;
     let _second = s.run("deliverer").await?;
@@ -109,6 +111,7 @@ async fn a_deliverer_is_cut_off_from_nats() -> anyhow::Result<()> {
         s.event("21f", 0).await?;
     }
     holds(&figures, 6).await?;
+    s.w.sink.wait("/21f", 1).await?;
     proxy.black_hole();
     s.allow_in_flight("21f")?;
     let _second = s.run_with("deliverer", &[("NATS_URL", &direct)]).await?;
