@@ -34,6 +34,9 @@ use self::outlook::Outlook;
 pub const LAG_MS_MAX: u16 = 5;
 /// So many requests may always wait for their answer.
 const REQUESTS_ALWAYS: usize = 256;
+/// A group gathers at most so many times [`CommitLimits::linger`]: a bundle costs JetStream as much as some 80 events in
+/// it (docs/performance.md), so the faster they come the longer it pays to wait.
+const LINGER_GROWTH_MAX: f64 = 3.0;
 /// Pause between two tries of the same bundle.
 const REPUBLISH_PAUSE: Duration = Duration::from_millis(50);
 
@@ -50,7 +53,8 @@ pub struct CommitLimits {
     pub lag_max: Duration,
     /// Publishes in flight at most.
     pub in_flight: usize,
-    /// How long a group gathers when events come fast.
+    /// How long a group gathers at [`Self::linger_from_rate`]; up to [`LINGER_GROWTH_MAX`] times as long where events
+    /// come faster, in proportion.
     pub linger: Duration,
     /// From how many events per second on it lingers.
     pub linger_from_rate: f64,
@@ -308,10 +312,9 @@ where
                     },
                 },
             };
-            if pulse.per_second(Instant::now().into_std()) >= self.limits.linger_from_rate
-                && self.queue.len() + 1 < EVENTS_MAX
-            {
-                let linger = sleep_until(Instant::now() + self.limits.linger);
+            let haste = pulse.per_second(Instant::now().into_std()) / self.limits.linger_from_rate;
+            if haste >= 1.0 && self.queue.len() + 1 < EVENTS_MAX {
+                let linger = sleep_until(Instant::now() + self.limits.linger.mul_f64(haste.min(LINGER_GROWTH_MAX)));
                 tokio::pin!(linger);
                 loop {
                     tokio::select! {

@@ -1,4 +1,4 @@
-//! What healthy endpoints feel of broken ones: their latency at a steady rate and their throughput, alone and beside
+//! What healthy endpoints feel of broken ones: their latency at a steady rate and their throughput, before and beside
 //! a slow endpoint's backlog, endpoints that hang, endpoints that refuse connections, and a tenant that sends ten times as much.
 //!
 //! Each case runs on a system of its own, so that none feels the one before.
@@ -60,7 +60,7 @@ enum Beside {
 impl Beside {
     fn name(self) -> String {
         match self {
-            Self::Nothing => "alone".to_owned(),
+            Self::Nothing => "beside nothing".to_owned(),
             Self::Backlog(n) => format!("beside {n} events for an endpoint that takes 2 s"),
             Self::Hanging => "beside hanging endpoints".to_owned(),
             Self::Refusing => "beside refusing endpoints".to_owned(),
@@ -72,7 +72,7 @@ impl Beside {
 /// Measures it.
 pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     let mut figures = Figures::new(format!(
-        "{} healthy endpoints, {} broken; latency at {}/s, throughput with {} in flight; of the healthy ones only",
+        "{} healthy endpoints, {} broken; latency at {}/s, throughput with {} in flight; of the healthy ones only, before and beside",
         args.healthy, args.broken, args.rate, args.in_flight
     ));
     let mut cases = vec![Beside::Nothing];
@@ -87,13 +87,18 @@ pub async fn measure(args: &Args, binary: &Path) -> anyhow::Result<Figures> {
     Ok(figures)
 }
 
+/// Measures the healthy endpoints on one system, first alone and then beside the trouble: the machine's speed changes too much
+/// to compare with another system's.
 async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures) -> anyhow::Result<()> {
     let system = System::start(binary)?;
     let sink = Sink::start().await?;
     let plain = serde_json::json!({});
     let counted = |counted: bool| move |id: String| Addressee { id, counted };
     let healthy = system.register(args.healthy, |i| format!("{}/ok/{i}", sink.url()), &plain).await?;
-    load::warm_up(&load::Target::new(&system, To::each(healthy.clone()), 500), &sink).await?;
+    let target = load::Target::new(&system, To::each(healthy.clone()), 500);
+    load::warm_up(&target, &sink).await?;
+    let with_throughput = !matches!(beside, Beside::Tenant(_));
+    let alone = feel(args, &target, &sink, None, with_throughput).await?;
     let mut addressees: Vec<_> = healthy.into_iter().map(counted(true)).collect();
     let mut flooding = None;
     match beside {
@@ -122,26 +127,59 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
             flooding = Some((target, times * args.rate));
         }
     }
+    let share = args.healthy as f64 / addressees.len() as f64;
     let target = load::Target::new(&system, To::Each(addressees), 500);
+    let beside_it = feel(args, &target, &sink, flooding.as_ref(), with_throughput).await?;
+
+    let mut add = |name: &str, value: f64| figures.add(format!("{}: {name}", beside.name()), value);
+    add("e2e p50 ms, before", alone.p50_ms);
+    add("e2e p50 ms", beside_it.p50_ms);
+    add("e2e p99 ms, before", alone.p99_ms);
+    add("e2e p99 ms", beside_it.p99_ms);
+    if let (Some(before), Some(now)) = (alone.per_second, beside_it.per_second) {
+        add("delivered per second, before", before);
+        add("delivered per second", now);
+        add("delivered of their share of what was sent, % of before", now / (before * share) * 100.0);
+    }
+    add("lost", (alone.lost + beside_it.lost) as f64);
+    Ok(())
+}
+
+/// What the healthy endpoints felt.
+struct Felt {
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Not measured beside a flood: it would only tell who has more requests in flight.
+    per_second: Option<f64>,
+    lost: u64,
+}
+
+async fn feel(
+    args: &Args,
+    target: &load::Target,
+    sink: &Sink,
+    flooding: Option<&(load::Target, u64)>,
+    with_throughput: bool,
+) -> anyhow::Result<Felt> {
     let time = Duration::from_secs(args.seconds);
-    let of = |name: &str| format!("{}: {name}", beside.name());
-    let measured = load::open(&target, &sink, args.rate, time, load::QUIET);
-    let outcome = match &flooding {
+    let measured = load::open(target, sink, args.rate, time, load::QUIET);
+    let outcome = match flooding {
         Some((flood, rate)) => tokio::select! {
             outcome = measured => outcome?,
-            () = load::pour(flood, &sink, *rate) => anyhow::bail!("the flood ended"),
+            () = load::pour(flood, sink, *rate) => anyhow::bail!("the flood ended"),
         },
         None => measured.await?,
     };
-    figures.add(of("e2e p50 ms"), percentile(&outcome.e2e_us, 0.5));
-    figures.add(of("e2e p99 ms"), percentile(&outcome.e2e_us, 0.99));
-    let mut lost = outcome.lost;
-    // Beside a flood it would only tell who has more requests in flight.
-    if flooding.is_none() {
-        let outcome = load::closed(&target, &sink, args.in_flight, time).await?;
-        figures.add(of("delivered per second"), outcome.delivered_per_second());
-        lost += outcome.lost;
+    let mut felt = Felt {
+        p50_ms: percentile(&outcome.e2e_us, 0.5),
+        p99_ms: percentile(&outcome.e2e_us, 0.99),
+        per_second: None,
+        lost: outcome.lost,
+    };
+    if with_throughput {
+        let outcome = load::closed(target, sink, args.in_flight, time).await?;
+        felt.per_second = Some(outcome.delivered_per_second());
+        felt.lost += outcome.lost;
     }
-    figures.add(of("lost"), lost as f64);
-    Ok(())
+    Ok(felt)
 }
