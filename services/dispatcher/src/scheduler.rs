@@ -229,9 +229,11 @@ pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: Cancellatio
                 wait = Duration::from_secs(1);
                 continue;
             };
+            let mut rest = GAP;
             match scheduler.step(leads_since).await {
                 Ok(pass) => {
                     scheduler.meters.claimed(pass.claimed);
+                    rest = GAP.max(pass.looked);
                     wait = if pass.more { Duration::ZERO } else { PERIOD.max(pass.looked * (LOOK_SHARE - 1)) };
                 }
                 Err(error) => {
@@ -240,8 +242,8 @@ pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: Cancellatio
                     wait = Duration::from_secs(1);
                 }
             }
-            // However many hints come, passes keep this distance.
-            tokio::time::sleep(GAP).await;
+            // However many hints come, passes keep a distance, and looking takes half of the time at most.
+            tokio::time::sleep(rest).await;
         }
     };
     tokio::select! {

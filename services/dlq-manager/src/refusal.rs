@@ -1,14 +1,9 @@
 //! How the routes say no: outcomes and errors as problems.
 
-use std::time::Duration;
-
 use relay_bus::PublishError;
 use relay_core::problem::{Problem, ProblemType};
-use relay_runtime::problem::ProblemResponse;
+use relay_runtime::problem::{ProblemResponse, RETRY_AFTER};
 use relay_store::{ErrorKind, StoreError};
-
-/// After how long a client may try again what failed for a reason that passes.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// There is no such letter, or not for this caller.
 pub fn unknown_letter() -> ProblemResponse {

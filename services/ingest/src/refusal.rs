@@ -7,15 +7,13 @@ use axum::response::{IntoResponse, Response};
 use relay_core::body_room::NoRoom;
 use relay_core::problem::{FieldError, Problem, ProblemType};
 use relay_runtime::http::NotRead;
-use relay_runtime::problem::ProblemResponse;
+use relay_runtime::problem::{ProblemResponse, RETRY_AFTER};
 use relay_store::{ErrorKind, StoreError};
 
 use crate::committer::CommitError;
 use crate::fields::BodyError;
 
-/// After how long a client may try again what failed for a reason that passes.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The same for a full accept log, which takes longer to get room.
+/// After how long a client may try again where the accept log is full, which takes longer to get room.
 const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
 
 /// A refused request.

@@ -37,7 +37,7 @@ pub use self::routes::declare;
 use crate::clock::Clock;
 use crate::flags::{FlagError, secret_from};
 use crate::http::{Bodies, ClientAddress, hold_room};
-use crate::problem::ProblemResponse;
+use crate::problem::{ProblemResponse, RETRY_AFTER};
 
 /// The variable with the operator's key (or `RELAY_API_KEY_FILE`).
 pub const KEY_VARIABLE: &str = "RELAY_API_KEY";
@@ -45,8 +45,6 @@ pub const KEY_VARIABLE: &str = "RELAY_API_KEY";
 pub const KEY_CHARS_MIN: usize = 16;
 /// The header by which an operator acts in a tenant.
 pub const TENANT_HEADER: &str = "x-relay-tenant";
-/// After how long to try again what needs a database that is away.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Whose request it is: what routes ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,8 +1,13 @@
 //! Problems on their way out: [`relay_core::problem::Problem`] as `application/problem+json` (RFC 9457).
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use relay_core::problem::{FieldError, Problem, ProblemType};
+
+/// After how long a client may try again what failed for a reason that passes.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A problem as the answer of a route: `Result<T, ProblemResponse>`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::load::{self, Addressee, To};
+use crate::load::{self, Addressee, Outcome, Target, To};
 use crate::report::{Figures, percentile};
 use crate::sink::Sink;
 use crate::system::{self, System};
@@ -95,10 +95,13 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
     let plain = serde_json::json!({});
     let counted = |counted: bool| move |id: String| Addressee { id, counted };
     let healthy = system.register(args.healthy, |i| format!("{}/ok/{i}", sink.url()), &plain).await?;
-    let target = load::Target::new(&system, To::each(healthy.clone()), 500);
+    let target = Target::new(&system, To::each(healthy.clone()), 500);
     load::warm_up(&target, &sink).await?;
+    // Beside a flood it would only tell who has more requests in flight.
     let with_throughput = !matches!(beside, Beside::Tenant(_));
-    let alone = feel(args, &target, &sink, None, with_throughput).await?;
+    // In this order both latencies are those of a system that was busy before: for half a minute it writes back what it wrote.
+    let fast_before = if with_throughput { Some(throughput(args, &target, &sink).await?) } else { None };
+    let before = latency(args, &target, &sink, None).await?;
     let mut addressees: Vec<_> = healthy.into_iter().map(counted(true)).collect();
     let mut flooding = None;
     match beside {
@@ -106,7 +109,7 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
         Beside::Backlog(events) => {
             let slow = system.register(1, |_| format!("{}/slow/2000", sink.url()), &plain).await?;
             let to = To::Each(slow.into_iter().map(counted(false)).collect());
-            let accepted = load::queue(&load::Target::new(&system, to, 500), &sink, 64, events).await;
+            let accepted = load::queue(&Target::new(&system, to, 500), &sink, 64, events).await;
             anyhow::ensure!(accepted == events, "{accepted} of {events} events of the backlog were accepted");
         }
         Beside::Hanging => {
@@ -123,63 +126,44 @@ async fn case(args: &Args, beside: Beside, binary: &Path, figures: &mut Figures)
             system.create_tenant(FLOODER).await?;
             let url = |i| format!("{}/slow/0/{i}", sink.url());
             let ids = system.register_in(Some(FLOODER), args.broken, url, &plain).await?;
-            let target = load::Target::new_in(&system, Some(FLOODER), To::each(ids), 500);
+            let target = Target::new_in(&system, Some(FLOODER), To::each(ids), 500);
             flooding = Some((target, times * args.rate));
         }
     }
     let share = args.healthy as f64 / addressees.len() as f64;
-    let target = load::Target::new(&system, To::Each(addressees), 500);
-    let beside_it = feel(args, &target, &sink, flooding.as_ref(), with_throughput).await?;
+    let target = Target::new(&system, To::Each(addressees), 500);
+    let now = latency(args, &target, &sink, flooding.as_ref()).await?;
 
+    let mut lost = before.lost + now.lost;
     let mut add = |name: &str, value: f64| figures.add(format!("{}: {name}", beside.name()), value);
-    add("e2e p50 ms, before", alone.p50_ms);
-    add("e2e p50 ms", beside_it.p50_ms);
-    add("e2e p99 ms, before", alone.p99_ms);
-    add("e2e p99 ms", beside_it.p99_ms);
-    if let (Some(before), Some(now)) = (alone.per_second, beside_it.per_second) {
-        add("delivered per second, before", before);
-        add("delivered per second", now);
-        add("delivered of their share of what was sent, % of before", now / (before * share) * 100.0);
+    add("e2e p50 ms, before", percentile(&before.e2e_us, 0.5));
+    add("e2e p50 ms", percentile(&now.e2e_us, 0.5));
+    add("e2e p99 ms, before", percentile(&before.e2e_us, 0.99));
+    add("e2e p99 ms", percentile(&now.e2e_us, 0.99));
+    if let Some(before) = fast_before {
+        let now = throughput(args, &target, &sink).await?;
+        let (rate, rate_before) = (now.delivered_per_second(), before.delivered_per_second());
+        add("delivered per second, before", rate_before);
+        add("delivered per second", rate);
+        add("delivered of their share of what was sent, % of before", rate / (rate_before * share) * 100.0);
+        lost += before.lost + now.lost;
     }
-    add("lost", (alone.lost + beside_it.lost) as f64);
+    add("lost", lost as f64);
     Ok(())
 }
 
-/// What the healthy endpoints felt.
-struct Felt {
-    p50_ms: f64,
-    p99_ms: f64,
-    /// Not measured beside a flood: it would only tell who has more requests in flight.
-    per_second: Option<f64>,
-    lost: u64,
+async fn throughput(args: &Args, target: &Target, sink: &Sink) -> anyhow::Result<Outcome> {
+    load::closed(target, sink, args.in_flight, Duration::from_secs(args.seconds)).await
 }
 
-async fn feel(
-    args: &Args,
-    target: &load::Target,
-    sink: &Sink,
-    flooding: Option<&(load::Target, u64)>,
-    with_throughput: bool,
-) -> anyhow::Result<Felt> {
-    let time = Duration::from_secs(args.seconds);
-    let measured = load::open(target, sink, args.rate, time, load::QUIET);
-    let outcome = match flooding {
+/// At the steady rate; `flood`: what another tenant sends meanwhile, and how many a second.
+async fn latency(args: &Args, target: &Target, sink: &Sink, flood: Option<&(Target, u64)>) -> anyhow::Result<Outcome> {
+    let measured = load::open(target, sink, args.rate, Duration::from_secs(args.seconds), load::QUIET);
+    match flood {
         Some((flood, rate)) => tokio::select! {
-            outcome = measured => outcome?,
+            outcome = measured => outcome,
             () = load::pour(flood, sink, *rate) => anyhow::bail!("the flood ended"),
         },
-        None => measured.await?,
-    };
-    let mut felt = Felt {
-        p50_ms: percentile(&outcome.e2e_us, 0.5),
-        p99_ms: percentile(&outcome.e2e_us, 0.99),
-        per_second: None,
-        lost: outcome.lost,
-    };
-    if with_throughput {
-        let outcome = load::closed(target, sink, args.in_flight, time).await?;
-        felt.per_second = Some(outcome.delivered_per_second());
-        felt.lost += outcome.lost;
+        None => measured.await,
     }
-    Ok(felt)
 }

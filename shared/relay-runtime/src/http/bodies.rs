@@ -24,6 +24,7 @@ use relay_core::problem::{Problem, ProblemType};
 use tokio::time::Sleep;
 
 use crate::auth::Caller;
+use crate::problem::RETRY_AFTER;
 
 /// Bytes of all bodies at most, where nobody says otherwise.
 pub const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -31,8 +32,6 @@ pub const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 const HURRY: Duration = Duration::from_secs(5);
 /// Pieces of a body are gathered up to this size, in bytes.
 const PIECE_BYTES: usize = 16 * 1024;
-/// After how long to try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The room of a process. Cheap to clone.
 #[derive(Clone)]

@@ -2,7 +2,6 @@
 //! the mains.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -16,11 +15,8 @@ use super::Interface;
 use super::front::Front;
 use super::observe::{Lines, observe};
 use super::serve::{Serve, serve_behind};
-use crate::problem::ProblemResponse;
+use crate::problem::{ProblemResponse, RETRY_AFTER};
 use crate::shutdown::Group;
-
-/// After how long a client may try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The place of a router that isn't made yet. Cheap to clone.
 #[derive(Clone, Default)]
