@@ -212,14 +212,11 @@ struct Hinter {
 
 impl Hinter {
     fn hint(&mut self, outbox: &Outbox, effects: &mut Effects<Ack>, now: Instant) {
-        for endpoint in effects.full.drain(..) {
-            outbox.say(Word::Hint(HINT_FULL, Bytes::from(endpoint.to_string())));
-        }
-        for endpoint in effects.slow.drain(..) {
-            outbox.say(Word::Hint(HINT_SLOW, Bytes::from(endpoint.to_string())));
-        }
-        for endpoint in effects.roomy.drain(..) {
-            outbox.say(Word::Hint(HINT_DUE, Bytes::from(endpoint.to_string())));
+        let Effects { full, slow, roomy, .. } = effects;
+        for (subject, endpoints) in [(HINT_FULL, full), (HINT_SLOW, slow), (HINT_DUE, roomy)] {
+            for endpoint in endpoints.drain(..) {
+                outbox.say(Word::Hint(subject, Bytes::from(endpoint.to_string())));
+            }
         }
         let recently = self.due.is_some_and(|at| now.saturating_duration_since(at) < HINT_PERIOD);
         if effects.freed && !recently {

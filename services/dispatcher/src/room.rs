@@ -13,6 +13,7 @@ use relay_bus::Bus;
 use relay_core::ids::EndpointId;
 use relay_core::job::Job;
 use relay_core::subject::Lane;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,9 +35,11 @@ pub struct Room {
     depth: [AtomicU64; 4],
     full: Mutex<HashMap<EndpointId, Full>>,
     slow: RwLock<HashMap<EndpointId, Instant>>,
+    due: Notify,
 }
 
 /// A deliverer's word that an endpoint's queue is full.
+#[derive(Clone, Copy)]
 struct Full {
     said: Instant,
     /// No deliverer has said since that there is room.
@@ -52,17 +55,26 @@ impl Room {
     /// When a deliverer last said that the endpoint's queue is full, if that was within the last second and none has said
     /// since that there is room.
     pub fn full_since(&self, endpoint: EndpointId) -> Option<Instant> {
-        let full = self.full.lock().expect("no code panics while it holds this lock");
-        full.get(&endpoint).filter(|full| full.counts && full.said.elapsed() < FULL_FOR).map(|full| full.said)
+        let last = self.last_full(endpoint)?;
+        (last.counts && last.said.elapsed() < FULL_FOR).then_some(last.said)
     }
 
     /// Whether first attempts of the endpoint are to be kept in the table.
     pub fn holds_fresh(&self, endpoint: EndpointId, is_limited: bool) -> bool {
-        if !is_limited {
-            return self.full_since(endpoint).is_some();
+        if is_limited {
+            self.last_full(endpoint).is_some_and(|last| last.said.elapsed() < BEHIND_FOR)
+        } else {
+            self.full_since(endpoint).is_some()
         }
-        let full = self.full.lock().expect("no code panics while it holds this lock");
-        full.get(&endpoint).is_some_and(|full| full.said.elapsed() < BEHIND_FOR)
+    }
+
+    fn last_full(&self, endpoint: EndpointId) -> Option<Full> {
+        self.full.lock().expect("no code panics while it holds this lock").get(&endpoint).copied()
+    }
+
+    /// Waits for a hint that work is due; one that came since the last wait counts.
+    pub async fn heard_due(&self) {
+        self.due.notified().await;
     }
 
     /// The lane for work of this endpoint that belongs into `lane`: the slow one where a deliverer said within the last
@@ -100,13 +112,13 @@ impl Room {
     }
 
     /// A hint that work is due: where it names an endpoint, there is room for it.
-    pub fn hear_due(&self, hint: &Bytes) {
-        let mut full = self.full.lock().expect("no code panics while it holds this lock");
-        if !full.is_empty()
-            && let Some(full) = endpoint_in(hint).and_then(|endpoint| full.get_mut(&endpoint))
+    fn hear_due(&self, hint: &Bytes) {
+        if let Some(endpoint) = endpoint_in(hint)
+            && let Some(full) = self.full.lock().expect("no code panics while it holds this lock").get_mut(&endpoint)
         {
             full.counts = false;
         }
+        self.due.notify_one();
     }
 }
 
@@ -197,6 +209,7 @@ mod tests {
         assert!(room.holds_fresh(limited, true), "what waits in the table goes first");
         room.mark_full(free);
         assert!(room.full_since(free).is_some(), "full again");
+        tokio::time::timeout(FULL_FOR, room.heard_due()).await.expect("the scheduler wakes");
         tokio::time::advance(BEHIND_FOR).await;
         assert!(!room.holds_fresh(limited, true));
     }

@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use relay_bus::Bus;
 use relay_circuit::Decision;
 use relay_core::endpoint::Endpoint;
 use relay_core::protocol::{self, Budgets, may_claim_lapsed, ramp_rows};
-use relay_core::subject::{HINT_DUE, Lane};
+use relay_core::subject::Lane;
 use relay_runtime::failpoint::{self, Point};
 use relay_store::{ClaimBudget, Due, DueEndpoint, Leader, StoreError};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -211,54 +209,37 @@ impl Scheduler {
 
 /// Passes while this process leads, woken by hints and by circuits that close.
 pub async fn run(mut scheduler: Scheduler, mut leader: Leader, stop: CancellationToken) {
-    let hinted = Arc::new(Notify::new());
-    let listener = listen(scheduler.links.bus.clone(), Arc::clone(&scheduler.room), Arc::clone(&hinted));
-    let passes = async {
-        let mut circuits = scheduler.links.circuits.changes();
-        let mut disruption = scheduler.links.bus.disruption();
-        let mut wait = PERIOD;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
-                () = hinted.notified() => {}
-                _ = circuits.changed() => {}
-                Ok(()) = disruption.changed() => scheduler.failed_at = Some(Instant::now()),
-            }
-            let Some(leads_since) = leader.leads_since().await else {
-                wait = Duration::from_secs(1);
-                continue;
-            };
-            let mut rest = GAP;
-            match scheduler.step(leads_since).await {
-                Ok(pass) => {
-                    scheduler.meters.claimed(pass.claimed);
-                    rest = GAP.max(pass.looked);
-                    wait = if pass.more { Duration::ZERO } else { PERIOD.max(pass.looked * (LOOK_SHARE - 1)) };
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a pass over what is due failed; trying again");
-                    scheduler.failed_at = Some(Instant::now());
-                    wait = Duration::from_secs(1);
-                }
-            }
-            // However many hints come, passes keep a distance, and looking takes half of the time at most.
-            tokio::time::sleep(rest).await;
+    let room = Arc::clone(&scheduler.room);
+    let mut circuits = scheduler.links.circuits.changes();
+    let mut disruption = scheduler.links.bus.disruption();
+    let mut wait = PERIOD;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(wait) => {}
+            () = room.heard_due() => {}
+            _ = circuits.changed() => {}
+            Ok(()) = disruption.changed() => scheduler.failed_at = Some(Instant::now()),
         }
-    };
-    tokio::select! {
-        // A pass that has claimed is not cut off before it has published.
-        () = passes => {}
-        () = listener => {}
+        let Some(leads_since) = leader.leads_since().await else {
+            wait = Duration::from_secs(1);
+            continue;
+        };
+        let mut rest = GAP;
+        match scheduler.step(leads_since).await {
+            Ok(pass) => {
+                scheduler.meters.claimed(pass.claimed);
+                rest = GAP.max(pass.looked);
+                wait = if pass.more { Duration::ZERO } else { PERIOD.max(pass.looked * (LOOK_SHARE - 1)) };
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a pass over what is due failed; trying again");
+                scheduler.failed_at = Some(Instant::now());
+                wait = Duration::from_secs(1);
+            }
+        }
+        // However many hints come, passes keep a distance, and looking takes half of the time at most.
+        tokio::time::sleep(rest).await;
     }
     leader.resign().await;
-}
-
-/// Turns hints into one wake-up, however many come. [`Room`] hears them as well, but perhaps later.
-async fn listen(bus: Bus, room: Arc<Room>, hinted: Arc<Notify>) {
-    let mut hints = bus.subscribe_hints(HINT_DUE);
-    while let Some(hint) = hints.recv().await {
-        room.hear_due(&hint);
-        hinted.notify_one();
-    }
 }

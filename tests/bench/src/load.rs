@@ -267,7 +267,9 @@ pub async fn closed(target: &Target, sink: &Sink, in_flight: usize, time: Durati
     });
     let counted = futures_util::future::join_all(work).await;
     let accept_seconds = started.elapsed().as_secs_f64();
-    finish(counted, accept_seconds, started, sink, QUIET).await
+    let mut total = Counted::default();
+    counted.into_iter().for_each(|part| total.add(part));
+    finish(total, accept_seconds, started, sink, QUIET).await
 }
 
 /// Lets connections, plans and pods come to their steady state.
@@ -297,7 +299,7 @@ pub async fn open(target: &Target, sink: &Sink, rate: u64, time: Duration, quiet
         }
     }
     let accept_seconds = started.elapsed().as_secs_f64();
-    finish(vec![total], accept_seconds, started, sink, quiet).await
+    finish(total, accept_seconds, started, sink, quiet).await
 }
 
 /// Says when each of `count` requests is to begin, after `started`. By the clock of a thread of its own, as the timers of
@@ -347,17 +349,14 @@ pub async fn pour(target: &Target, sink: &Sink, rate: u64) {
 }
 
 async fn finish(
-    counted: Vec<Counted>,
+    counted: Counted,
     accept_seconds: f64,
     started: Instant,
     sink: &Sink,
     quiet: Duration,
 ) -> anyhow::Result<Outcome> {
-    let mut outcome = Outcome { accept_seconds, ..Outcome::default() };
-    let mut total = Counted::default();
-    counted.into_iter().for_each(|part| total.add(part));
-    (outcome.accepted, outcome.expected, outcome.refused) = (total.accepted, total.expected, total.refused);
-    outcome.accept_us = total.accept_us;
+    let Counted { accepted, expected, refused, accept_us } = counted;
+    let mut outcome = Outcome { accepted, expected, refused, accept_us, accept_seconds, ..Outcome::default() };
     let arrivals = sink.finish(outcome.expected, quiet).await;
     outcome.delivered = arrivals.seen.len() as u64;
     outcome.lost = outcome.expected.saturating_sub(outcome.delivered);
