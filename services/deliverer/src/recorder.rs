@@ -27,8 +27,6 @@ use crate::work::{Key, Report, Settled};
 const BATCH_MAX: usize = 500;
 /// With this many waiting, a further statement is begun beside those under way.
 const BATCH_FULL_ENOUGH: usize = 200;
-/// What tokio's timer can tell apart.
-const TIMER_GRAIN: Duration = Duration::from_millis(1);
 /// Statements under way at once.
 const STATEMENTS_MAX: usize = 3;
 /// First wait before a failed batch is written again; doubled up to [`RETRY_MAX`].
@@ -157,14 +155,9 @@ pub async fn run<W, F, E>(
     }
 }
 
-/// How long a result waits for others: beside a statement under way as long as any does. A wait shorter than the timer's
-/// grain of 1 ms is none.
+/// How long a result waits for others: beside a statement under way as long as any does.
 fn worth_waiting(pulse: &mut Pulse, is_idle: bool) -> Duration {
-    if !is_idle {
-        return LINGER_MAX;
-    }
-    let wait = linger(pulse.per_second(Instant::now().into_std()));
-    if wait < TIMER_GRAIN { Duration::ZERO } else { wait }
+    if is_idle { linger(pulse.per_second(Instant::now().into_std())) } else { LINGER_MAX }
 }
 
 /// A batch whose statement is under way.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use relay_bus::{EventMessage, EventSource};
 use relay_core::event::Event;
-use relay_core::gathering::{Pulse, linger};
+use relay_core::gathering::{LINGER_MAX, Pulse, linger};
 use relay_core::mutation::{self, Safety};
 use relay_core::protocol::{DISPATCH_BYTES_MAX, DISPATCH_EVENTS_MAX};
 use tokio::sync::Semaphore;
@@ -23,7 +23,7 @@ use crate::{Config, Links};
 
 /// Messages asked for at a time.
 const MESSAGES_MAX: usize = 500;
-/// Below this many events a batch waits a little for more, while others are under way.
+/// Below this many events a batch waits for more where they come fast, longer while others are under way.
 const SMALL_BATCH: usize = 200;
 /// When a message of a newer program, or one that failed, is offered again.
 const NAK_DELAY: Duration = Duration::from_secs(5);
@@ -101,6 +101,7 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
     let mut source: EventSource = intake.links.bus.events();
     let mut spare: VecDeque<EventMessage> = VecDeque::new();
     let mut pulse = Pulse::default();
+    let others = intake.batches - 1;
     while !stop.is_cancelled() {
         // The permit first: nothing is pulled that nobody has room for.
         let Some(Ok(permit)) = stop.run_until_cancelled(Arc::clone(&permits).acquire_owned()).await else {
@@ -111,7 +112,7 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
             spare.extend(source.next(MESSAGES_MAX, &stop).await);
         }
         let begun = Instant::now();
-        let until = begun + linger(pulse.per_second(begun.into_std()));
+        let wait = linger(pulse.per_second(begun.into_std()));
         loop {
             while let Some(message) = spare.pop_front() {
                 gathered.add(message, intake.payload_bytes_max).await;
@@ -119,17 +120,23 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
                     break;
                 }
             }
-            let others_under_way = permits.available_permits() + 1 < intake.batches;
+            let alone = permits.available_permits() >= others;
+            // Where events come fast, a batch waits for the one before it: two at a time cost more than one that is larger.
+            let until = begun + if alone || wait.is_zero() { wait } else { LINGER_MAX };
             if gathered.is_full()
                 || gathered.batch.events.len() >= SMALL_BATCH
-                || !others_under_way
+                || Instant::now() >= until
                 || stop.is_cancelled()
             {
                 break;
             }
-            match timeout_at(until, source.next(MESSAGES_MAX, &stop)).await {
-                Ok(more) if !more.is_empty() => spare.extend(more),
-                _ => break,
+            tokio::select! {
+                more = timeout_at(until, source.next(MESSAGES_MAX, &stop)) => match more {
+                    Ok(more) if !more.is_empty() => spare.extend(more),
+                    _ => break,
+                },
+                // All that were under way are done: look again.
+                _ = permits.acquire_many(u32::try_from(others).unwrap_or(u32::MAX)), if !alone => {}
             }
         }
         if gathered.batch.acks.is_empty() {

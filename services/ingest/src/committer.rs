@@ -19,9 +19,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use metrics::Histogram;
-use relay_core::bundle::{BundleWriter, EVENTS_MAX};
+use relay_core::bundle::BundleWriter;
 use relay_core::event::Event;
-use relay_core::gathering::Pulse;
+use relay_core::gathering::{LINGER_MAX, Pulse};
 use relay_core::ids::TenantId;
 use relay_core::shedding::Shedder;
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +37,10 @@ const REQUESTS_ALWAYS: usize = 256;
 /// A group gathers at most so many times [`CommitLimits::linger`]: a bundle costs JetStream as much as some 80 events in
 /// it (docs/performance.md), so the faster they come the longer it pays to wait.
 const LINGER_GROWTH_MAX: f64 = 3.0;
+/// Up to so many events a second a group gathers for [`CommitLimits::linger`]; beyond them longer, in proportion.
+const RATE_OF_LINGER: f64 = 1_000.0;
+/// From so many events on a group waits for no others.
+const SMALL_GROUP: usize = 64;
 /// Pause between two tries of the same bundle.
 const REPUBLISH_PAUSE: Duration = Duration::from_millis(50);
 
@@ -53,10 +57,10 @@ pub struct CommitLimits {
     pub lag_max: Duration,
     /// Publishes in flight at most.
     pub in_flight: usize,
-    /// How long a group gathers at [`Self::linger_from_rate`]; up to [`LINGER_GROWTH_MAX`] times as long where events
-    /// come faster, in proportion.
+    /// How long a small group gathers from [`Self::linger_from_rate`] on; up to [`LINGER_GROWTH_MAX`] times as long where
+    /// events come faster than [`RATE_OF_LINGER`].
     pub linger: Duration,
-    /// From how many events per second on it lingers.
+    /// From how many events per second on it gathers.
     pub linger_from_rate: f64,
     /// How long after its arrival an event is still published (again).
     pub deadline: Duration,
@@ -71,7 +75,7 @@ impl Default for CommitLimits {
             lag_max: Duration::from_millis(LAG_MS_MAX.into()),
             in_flight: 2,
             linger: Duration::from_millis(1),
-            linger_from_rate: 1_000.0,
+            linger_from_rate: 250.0,
             deadline: Duration::from_secs(5),
         }
     }
@@ -297,6 +301,8 @@ where
             while flights.len() >= self.limits.in_flight {
                 flights.next().await;
             }
+            // The bundle before it was full, so this one has waited.
+            let is_left_over = !left_over.is_empty();
             let first = match left_over.pop_front() {
                 Some(waiting) => waiting,
                 None => tokio::select! {
@@ -312,16 +318,8 @@ where
                     },
                 },
             };
-            let haste = pulse.per_second(Instant::now().into_std()) / self.limits.linger_from_rate;
-            if haste >= 1.0 && self.queue.len() + 1 < EVENTS_MAX {
-                let linger = sleep_until(Instant::now() + self.limits.linger.mul_f64(haste.min(LINGER_GROWTH_MAX)));
-                tokio::pin!(linger);
-                loop {
-                    tokio::select! {
-                        () = &mut linger => break,
-                        Some(()) = flights.next(), if !flights.is_empty() => {}
-                    }
-                }
+            if !is_left_over {
+                self.wait_for_others(&mut flights, pulse.per_second(Instant::now().into_std())).await;
             }
             let group = self.gather(first, &mut left_over);
             if !group.requests.is_empty() {
@@ -334,6 +332,33 @@ where
             }
         }
         while flights.next().await.is_some() {}
+    }
+
+    /// Where events come fast, a small group gathers: for a time that grows with their rate, and then as long as another
+    /// bundle is under way, since JetStream would write this one after it anyway.
+    async fn wait_for_others(&self, flights: &mut FuturesUnordered<impl Future<Output = ()>>, per_second: f64) {
+        let is_small = || self.queue.len() + 1 < SMALL_GROUP;
+        if per_second < self.limits.linger_from_rate || !is_small() {
+            return;
+        }
+        let begun = Instant::now();
+        let wait = self.limits.linger.mul_f64((per_second / RATE_OF_LINGER).clamp(1.0, LINGER_GROWTH_MAX));
+        let linger = sleep_until(begun + wait);
+        tokio::pin!(linger);
+        loop {
+            tokio::select! {
+                () = &mut linger => break,
+                Some(()) = flights.next(), if !flights.is_empty() => {}
+            }
+        }
+        let patience = sleep_until(begun + LINGER_MAX);
+        tokio::pin!(patience);
+        while !flights.is_empty() && is_small() {
+            tokio::select! {
+                () = &mut patience => break,
+                Some(()) = flights.next() => {}
+            }
+        }
     }
 
     /// One bundle of what waits. An event that doesn't fit begins the next one; events past their deadline are

@@ -75,7 +75,7 @@ impl fmt::Display for ServerKind {
     }
 }
 
-/// How much memory PostgreSQL takes.
+/// How much memory PostgreSQL and NATS take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Memory {
     /// In proportion to the machine.
@@ -97,7 +97,7 @@ pub struct ServersConfig {
     pub nats_port: Option<u16>,
     /// Searched for programs before PATH, such as `.tools`.
     pub tools_dirs: Vec<PathBuf>,
-    /// PostgreSQL's memory.
+    /// Memory of PostgreSQL and NATS.
     pub memory: Memory,
     /// Who may do what on the nats-server: [`NATS_ACCOUNTS`], or that with a user of a test's own.
     pub nats_accounts: Cow<'static, str>,
@@ -262,7 +262,8 @@ impl Servers {
             ServerKind::Redis => redis::prepare(&self.data_dir, &self.tools_dirs, slot.port, &self.credentials.redis),
             ServerKind::Nats => {
                 let passwords = &self.credentials.nats;
-                let files = nats::Files { data_dir: &self.data_dir, accounts: &self.nats_accounts };
+                let files =
+                    nats::Files { data_dir: &self.data_dir, accounts: &self.nats_accounts, memory: self.memory };
                 nats::prepare(&files, &self.tools_dirs, slot.port, slot.monitor_port, passwords)
             }
         }

@@ -5,11 +5,12 @@ pub(crate) mod tenants;
 use std::path::{Path, PathBuf};
 use std::{collections::BTreeMap, fs};
 
-use crate::ServerKind;
 use crate::credentials::write_private;
 use crate::error::ServersError;
+use crate::postgres::memory_total_kib;
 use crate::process::{Recipe, Signal};
 use crate::tools;
+use crate::{Memory, ServerKind};
 
 /// Users of `accounts.conf`: one a service, `relay` for all four in one process, `producer` for programs that send events
 /// of tenant `default`.
@@ -24,11 +25,15 @@ pub(crate) fn dir(data_dir: &Path) -> PathBuf {
     data_dir.join("nats")
 }
 
-/// What is written where.
+/// What the Go runtime reads its soft limit of memory from.
+const MEMORY_LIMIT_VARIABLE: &str = "GOMEMLIMIT";
+
+/// What is written where, and the memory that the server may take.
 pub(crate) struct Files<'a> {
     pub(crate) data_dir: &'a Path,
     /// Text of accounts.conf.
     pub(crate) accounts: &'a str,
+    pub(crate) memory: Memory,
 }
 
 /// Writes the configuration and says how to start the server.
@@ -49,18 +54,38 @@ pub(crate) fn prepare(
     fs::create_dir_all(&dir).map_err(ServersError::io("make", &dir))?;
     let conf = dir.join("up.conf");
     write(&conf, &configuration(port, monitor_port, &dir.join("streams")))?;
+    let mut env: Vec<_> =
+        passwords.iter().map(|(user, password)| (password_variable(user), password.clone())).collect();
+    // An operator's own one stays.
+    if std::env::var_os(MEMORY_LIMIT_VARIABLE).is_none() {
+        env.push((MEMORY_LIMIT_VARIABLE.to_owned(), format!("{}MiB", memory_limit_mib(files.memory))));
+    }
     let accounts = tenants::accounts(files.accounts, &tenants::read(&dir)?);
     write_private(&dir.join("accounts.conf"), accounts.as_bytes())?;
     Ok(Recipe {
         kind: ServerKind::Nats,
         program,
         args: vec!["-c".to_owned(), conf.to_string_lossy().into_owned()],
-        env: passwords.iter().map(|(user, password)| (password_variable(user), password.clone())).collect(),
+        env,
         user: None,
         end: Signal::Terminate,
         log: data_dir.join("logs/nats.log"),
         pid_file: data_dir.join("run/nats.pid"),
     })
+}
+
+/// Go collects garbage when it has doubled; blocks of streams of large payloads make 2 GB of that. Nearing this limit it
+/// collects sooner.
+fn memory_limit_mib(memory: Memory) -> u64 {
+    match memory {
+        Memory::Machine => share_of(memory_total_kib()),
+        Memory::Small => 256,
+    }
+}
+
+/// A 24th, in sensible bounds.
+fn share_of(memory_kib: u64) -> u64 {
+    (memory_kib / 1024 / 24).clamp(256, 1024)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ServersError> {
@@ -94,6 +119,15 @@ mod tests {
             assert!(ACCOUNTS.contains(&format!("user: {user}, password: ${}", password_variable(user))), "{user}");
         }
         assert_eq!(ACCOUNTS.matches("password: $").count(), USERS.len());
+    }
+
+    #[test]
+    fn the_limit_of_memory_is_a_share_of_the_machine() {
+        assert_eq!(share_of(24 * 1024 * 1024), 1024);
+        assert_eq!(share_of(8 * 1024 * 1024), 341);
+        assert_eq!(share_of(0), 256);
+        let compose = include_str!("../../../docker-compose.yml");
+        assert!(compose.contains(MEMORY_LIMIT_VARIABLE), "containers have one as well");
     }
 
     #[test]

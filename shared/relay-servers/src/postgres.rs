@@ -210,7 +210,8 @@ fn shared_buffers_mib(memory_kib: u64) -> u64 {
     (memory_kib / 1024 / 48).clamp(128, 2048)
 }
 
-fn memory_total_kib() -> u64 {
+/// The machine's memory; 0 where nobody says.
+pub(crate) fn memory_total_kib() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     text.lines()
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok())

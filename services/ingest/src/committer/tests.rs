@@ -89,6 +89,36 @@ async fn what_comes_while_publishes_are_in_flight_goes_out_together() {
     assert_eq!(two.await.unwrap(), Ok(()));
 }
 
+#[tokio::test(start_paused = true)]
+async fn where_events_come_fast_the_next_bundle_waits_for_the_one_under_way() {
+    let mut bench = bench(CommitLimits { linger_from_rate: 250.0, ..CommitLimits::default() });
+    let warm_up = Instant::now();
+    let mut n = 0;
+    while warm_up.elapsed() < Duration::from_millis(300) {
+        n += 1;
+        let task = bench.submit(event(n, 10)).await;
+        bench.call().await.1.send(Ok(())).unwrap();
+        assert_eq!(task.await.unwrap(), Ok(()));
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    let _one = bench.submit(event(1_001, 10)).await;
+    let (ids, first) = bench.call().await;
+    assert_eq!(ids, [1_001], "nothing is under way, so it gathers for a moment only");
+    let _two = bench.submit(event(1_002, 10)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let _three = bench.submit(event(1_003, 10)).await;
+    assert!(bench.calls.try_recv().is_err(), "it waits for the bundle under way");
+    first.send(Ok(())).unwrap();
+    let (ids, _second) = bench.call().await;
+    assert_eq!(ids, [1_002, 1_003]);
+
+    let patient = Instant::now();
+    let _four = bench.submit(event(1_004, 10)).await;
+    let (ids, _third) = bench.call().await;
+    assert_eq!(ids, [1_004]);
+    assert!(patient.elapsed() >= LINGER_MAX, "a publish that hangs holds it up no longer than that");
+}
+
 #[tokio::test]
 async fn a_cancelled_request_hurts_nobody() {
     let mut bench = bench(CommitLimits { in_flight: 1, ..CommitLimits::default() });

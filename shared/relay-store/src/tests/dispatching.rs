@@ -1,6 +1,7 @@
+use bytes::Bytes;
 use chrono::Duration;
 use relay_core::delivery::DeadReason;
-use relay_core::event::EventType;
+use relay_core::event::{Event, EventType};
 use relay_core::ids::EndpointId;
 use relay_core::protocol::{PlannedDead, PlannedEvent};
 use sqlx::PgPool;
@@ -166,6 +167,21 @@ async fn partitions_are_made_on_demand_for_days_within_reach(pool: PgPool) {
     ledger.make_ahead().await.unwrap();
     let refused = ledger.ensure_partitions([(ledger.now - Duration::days(60)).date_naive()]).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingPartition);
+}
+
+/// PostgreSQL's own method takes a large part of a core for payloads of some kilobytes.
+#[sqlx::test(migrations = "../../migrations")]
+async fn large_payloads_are_compressed_cheaply_also_in_partitions_made_later(pool: PgPool) {
+    let ledger = Ledger::new(pool).await;
+    let endpoint = ledger.endpoint().await;
+    let payload = Bytes::from(format!("[{}0]", r#"{"name": "value"}, "#.repeat(1_000)));
+    let large = |at| Event { payload: payload.clone(), ..ledger.event_at(at) };
+    let today = ledger.plan(large(ledger.now), &[&endpoint]).await;
+    let on_demand = ledger.plan(large(ledger.now - Duration::days(20)), &[&endpoint]).await;
+    let done = ledger.dispatch(&[today, on_demand]).await.unwrap();
+    assert_eq!(done.outcomes, [Inserted, Inserted]);
+    let lz4 = "select count(*) from events where pg_column_compression(payload) = 'lz4'";
+    assert_eq!(ledger.count(lz4).await, 2);
 }
 
 #[sqlx::test(migrations = "../../migrations")]
