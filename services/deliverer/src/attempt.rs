@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use hyper::header::{DATE, RETRY_AFTER};
 use relay_core::answer::{Answer, parse_retry_after};
 use relay_core::delivery::{DeadReason, DeliveryResult, Evidence, HandBack, Outcome};
 use relay_core::ids::{AttemptId, EventId, uuid_v7};
@@ -18,7 +19,6 @@ use relay_core::protocol::{Sighting, is_stale, is_suspect};
 use relay_runtime::failpoint::{self, Point};
 use relay_runtime::random;
 use relay_store::{TakeKey, Taken};
-use reqwest::header::{DATE, RETRY_AFTER};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

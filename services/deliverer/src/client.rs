@@ -1,36 +1,33 @@
-//! Step 9 of an event's way, the wire: the only HTTP client of the deliverer. Sends one POST and reads a bounded
-//! part of the answer. Called by `attempt`.
+//! Step 9 of an event's way, the wire: sends one POST, directly ([`crate::direct`]) or through the operator's proxy
+//! ([`crate::egress`]), and reads a bounded part of the answer. Called by `attempt`.
 //!
 //! Invariants: redirects are not followed, no proxy of the environment is used, only permitted addresses are connected to
 //! ([`crate::resolver`]) or the operator's proxy alone ([`crate::egress`]), and neither size nor slowness of an answer holds more than [`EXCERPT_BYTES_MAX`] bytes
 //! or time beyond the attempt's time-out. A request goes out a second time only when a *reused* connection
 //! turned out stale: HTTP has no way to close an idle connection without that race.
 
-use std::cell::Cell;
-use std::error::Error as _;
-use std::future::Future;
-use std::pin::Pin;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::Response;
+use hyper::body::Body;
+use hyper::header::HeaderMap;
+use hyper::http::uri::Scheme;
 use relay_core::address::{AddressPolicy, RefusedAddress};
 use relay_core::answer::TransportError;
 use relay_core::delivery::EXCERPT_BYTES_MAX;
-use reqwest::header::HeaderMap;
-use reqwest::{Client, Request, Response};
 use tokio::time::{Instant, timeout_at};
-use tower::{Layer, Service};
-use url::{Host, Url};
+use url::Host;
 
+use crate::connect::{self, CONNECT_TIMEOUT, connect_us, micros};
+use crate::direct::Direct;
 use crate::egress::EgressProxy;
 use crate::resolver::{Guard, GuardedResolver, Lookup, LookupFailed, system};
 
-/// DNS, TCP and TLS together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections are closed before common servers close them (5 s), which keeps stale ones rare.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept per host: as many as one endpoint may have requests in flight.
 const IDLE_PER_HOST: usize = 256;
 /// How long an answer's body is read; the status counts whatever becomes of the body.
@@ -42,15 +39,8 @@ const PROXY_AUTHENTICATION_REQUIRED: u16 = 407;
 /// A reused connection that fails within this time was stale; later, the endpoint may have been working on it.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
-tokio::task_local! {
-    /// When the connection of this attempt stood, in microseconds since its start; `None` while it didn't connect.
-    static CONNECTED: ConnectClock;
-}
-
-struct ConnectClock {
-    started: Instant,
-    connect_us: Cell<Option<u32>>,
-}
+/// A request that can be sent.
+pub type Request = hyper::Request<Bytes>;
 
 /// One POST that was made, with or without an answer.
 #[derive(Debug)]
@@ -95,15 +85,28 @@ impl Failed {
 
 /// The client could not be built.
 #[derive(Debug, thiserror::Error)]
-#[error("building the HTTP client: {0}")]
-pub struct ClientError(#[from] reqwest::Error);
+pub enum ClientError {
+    /// What TLS needs of the system.
+    #[error("preparing TLS: {0}")]
+    Tls(#[from] io::Error),
+    /// The client that leaves through the proxy.
+    #[error("building the HTTP client for the egress proxy: {0}")]
+    Proxied(#[from] reqwest::Error),
+}
+
+/// The way out.
+#[derive(Clone)]
+enum Way {
+    Direct(Direct),
+    Proxied(reqwest::Client),
+}
 
 /// Sends POSTs. Cheap to clone.
 #[derive(Clone)]
 pub struct Sender {
-    pooled: Client,
+    pooled: Way,
     /// Never reuses a connection: for the second try after a stale one.
-    fresh: Client,
+    fresh: Way,
     guard: Arc<Guard>,
     egress: Option<EgressProxy>,
 }
@@ -117,117 +120,105 @@ impl Sender {
     fn with_lookup(policy: AddressPolicy, egress: Option<EgressProxy>, lookup: Lookup) -> Result<Self, ClientError> {
         let guard = Arc::new(Guard::new(policy));
         let proxy_host = egress.as_ref().map(|proxy| proxy.host().to_owned());
-        let proxy = egress.as_ref().map(EgressProxy::client_proxy).transpose()?;
-        #[expect(clippy::disallowed_methods, reason = "this is the one client that the rule points to")]
-        let builder = || {
-            let client = Client::builder()
-                .http1_only()
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .no_proxy()
-                .referer(false)
-                .tcp_nodelay(true)
-                .connect_timeout(CONNECT_TIMEOUT)
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .dns_resolver(GuardedResolver::new(Arc::clone(&guard), Arc::clone(&lookup), proxy_host.clone()))
-                .connector_layer(TimeConnects);
-            // After `no_proxy`, which forgets what was set before.
-            proxy.clone().into_iter().fold(client, reqwest::ClientBuilder::proxy)
+        let resolver = GuardedResolver::new(Arc::clone(&guard), lookup, proxy_host);
+        let way = |idle_per_host| -> Result<Way, ClientError> {
+            Ok(match &egress {
+                None => Way::Direct(Direct::new(resolver.clone(), idle_per_host)?),
+                Some(proxy) => Way::Proxied(proxy.client(resolver.clone(), idle_per_host)?),
+            })
         };
-        Ok(Self {
-            pooled: builder().pool_max_idle_per_host(IDLE_PER_HOST).build()?,
-            fresh: builder().pool_max_idle_per_host(0).build()?,
-            guard,
-            egress,
-        })
-    }
-
-    /// A request to `url` without body: a user name and password in the URL become an `Authorization` header.
-    pub fn template(&self, url: Url) -> Result<Request, ClientError> {
-        Ok(self.pooled.post(url).build()?)
+        Ok(Self { pooled: way(IDLE_PER_HOST)?, fresh: way(0)?, guard, egress })
     }
 
     /// Sends what `build` makes (it is called again where a stale connection makes a second try necessary). The
     /// whole takes at most `timeout`.
     pub async fn post(&self, build: impl Fn() -> Request + Send + Sync, timeout: Duration) -> Sent {
         let started = Instant::now();
-        let clock = ConnectClock { started, connect_us: Cell::new(None) };
-        CONNECTED
-            .scope(clock, async {
-                let deadline = started + timeout;
-                let mut answer = self.once(&self.pooled, build(), started, deadline, timeout).await;
-                let reused = CONNECTED.with(|clock| clock.connect_us.get()).is_none();
-                if reused && matches!(&answer, Err(failed) if failed.lost) && started.elapsed() < STALE_WITHIN {
-                    metrics::counter!("relay_deliverer_stale_connections_total").increment(1);
-                    answer = self.once(&self.fresh, build(), started, deadline, timeout).await;
-                }
-                let connect_us = CONNECTED.with(|clock| clock.connect_us.get());
-                Sent { answer, total_us: micros(started.elapsed()), connect_us }
-            })
-            .await
+        connect::timed(started, async {
+            let deadline = started + timeout;
+            let mut answer = self.once(&self.pooled, build(), started, deadline, timeout).await;
+            let reused = connect_us().is_none();
+            if reused && matches!(&answer, Err(failed) if failed.lost) && started.elapsed() < STALE_WITHIN {
+                metrics::counter!("relay_deliverer_stale_connections_total").increment(1);
+                answer = self.once(&self.fresh, build(), started, deadline, timeout).await;
+            }
+            Sent { answer, total_us: micros(started.elapsed()), connect_us: connect_us() }
+        })
+        .await
     }
 
     async fn once(
         &self,
-        client: &Client,
+        way: &Way,
         request: Request,
         started: Instant,
         deadline: Instant,
         timeout: Duration,
     ) -> Result<Reply, Failed> {
         self.check_host(&request)?;
-        let https = request.url().scheme() == "https";
-        match timeout_at(deadline, client.execute(request)).await {
-            Err(_) => Err(Failed::timed_out(timeout)),
-            Ok(Err(error)) => Err(classify(&error, https)),
-            Ok(Ok(mut response)) => {
-                let first_byte_us = micros(started.elapsed());
-                let status = response.status().as_u16();
+        let https = request.uri().scheme() == Some(&Scheme::HTTPS);
+        let late = |_| Failed::timed_out(timeout);
+        match way {
+            Way::Direct(direct) => {
+                let answer = timeout_at(deadline, direct.send(request)).await.map_err(late)?;
+                let answer = answer.map_err(|e| classify(&e, e.is_connect(), https))?;
+                Ok(read(answer, started, deadline).await)
+            }
+            Way::Proxied(client) => {
+                let failed = |e: reqwest::Error| classify(&e, e.is_connect(), https);
+                let request = request.try_into().map_err(failed)?;
+                let answer = timeout_at(deadline, client.execute(request)).await.map_err(late)?.map_err(failed)?;
                 // To a request that isn't tunnelled the proxy answers itself: that is not the endpoint's word.
-                if self.egress.is_some() && !https && status == PROXY_AUTHENTICATION_REQUIRED {
+                if !https && answer.status().as_u16() == PROXY_AUTHENTICATION_REQUIRED {
                     return Err(Failed {
                         class: TransportError::Connect,
                         text: "the egress proxy refused the request (407)".to_owned(),
                         lost: false,
                     });
                 }
-                let headers = std::mem::take(response.headers_mut());
-                let excerpt = read_excerpt(response, deadline).await;
-                Ok(Reply { status, headers, excerpt, first_byte_us })
+                Ok(read(answer.into(), started, deadline).await)
             }
         }
     }
 
     /// What never reaches the resolver: hosts that are addresses already, and behind a proxy all others too.
     fn check_host(&self, request: &Request) -> Result<(), Failed> {
-        let Some(host) = request.url().host() else { return Ok(()) };
-        let checked = match (&self.egress, host) {
-            (Some(proxy), host) => proxy.check(&host, &self.guard),
-            (None, Host::Ipv4(ip)) => self.guard.check(ip.into()).map_err(Into::into),
-            (None, Host::Ipv6(ip)) => self.guard.check(ip.into()).map_err(Into::into),
+        let refused = |text: String| Failed { class: TransportError::AddressRefused, text, lost: false };
+        let host = Host::parse(request.uri().host().unwrap_or_default()).map_err(|e| refused(e.to_string()))?;
+        let checked = match (&self.egress, &host) {
+            (Some(proxy), _) => proxy.check(&host, &self.guard),
+            (None, Host::Ipv4(ip)) => self.guard.check((*ip).into()).map_err(Into::into),
+            (None, Host::Ipv6(ip)) => self.guard.check((*ip).into()).map_err(Into::into),
             (None, Host::Domain(_)) => Ok(()),
         };
-        checked.map_err(|refused| Failed {
-            class: TransportError::AddressRefused,
-            text: refused.to_string(),
-            lost: false,
-        })
+        checked.map_err(|why| refused(why.to_string()))
     }
 }
 
-fn micros(duration: Duration) -> u32 {
-    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+/// Reads an answer whose head is there.
+async fn read<B>(answer: Response<B>, started: Instant, deadline: Instant) -> Reply
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let first_byte_us = micros(started.elapsed());
+    let (head, body) = answer.into_parts();
+    let excerpt = read_excerpt(body, deadline).await;
+    Reply { status: head.status.as_u16(), headers: head.headers, excerpt, first_byte_us }
 }
 
 /// Reads the start of the body, and the rest only where it is short and quick.
-async fn read_excerpt(mut response: Response, deadline: Instant) -> Bytes {
-    if response.content_length() == Some(0) {
+async fn read_excerpt<B>(mut body: B, deadline: Instant) -> Bytes
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    if body.is_end_stream() {
         return Bytes::new();
     }
     let until = deadline.min(Instant::now() + BODY_TIME_MAX);
     let mut kept = BytesMut::new();
     let mut seen = 0;
-    while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
+    while let Ok(Some(Ok(frame))) = timeout_at(until, body.frame()).await {
+        let Ok(chunk) = frame.into_data() else { continue };
         seen += chunk.len();
         let room = EXCERPT_BYTES_MAX - kept.len();
         kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
@@ -238,10 +229,10 @@ async fn read_excerpt(mut response: Response, deadline: Instant) -> Bytes {
     kept.freeze()
 }
 
-/// What kind of failure reqwest's error is. Our resolver's errors are found by their types; what TLS says comes
-/// as an I/O error of kind `InvalidData` while connecting.
-fn classify(error: &reqwest::Error, https: bool) -> Failed {
-    let mut class = if error.is_connect() { TransportError::Connect } else { TransportError::Protocol };
+/// What kind of failure a client's error is; `connecting`: before there was a connection. Our resolver's errors are found by
+/// their types; what TLS says comes as an I/O error of kind `InvalidData` while connecting.
+fn classify(error: &(dyn Error + 'static), connecting: bool, https: bool) -> Failed {
+    let mut class = if connecting { TransportError::Connect } else { TransportError::Protocol };
     let mut lost = false;
     let mut deepest = error.to_string();
     let mut next = error.source();
@@ -255,13 +246,15 @@ fn classify(error: &reqwest::Error, https: bool) -> Failed {
             class = TransportError::Dns;
             break;
         }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            let kind = innermost_kind(io);
-            if https && error.is_connect() && is_tls_kind(kind) {
-                class = TransportError::Tls;
-            } else if !error.is_connect() {
-                class = TransportError::ConnectionClosed;
-                lost = true;
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            match innermost_kind(io) {
+                io::ErrorKind::TimedOut if connecting => {
+                    let text = format!("not connected within {CONNECT_TIMEOUT:?}");
+                    return Failed { class: TransportError::Timeout, text, lost };
+                }
+                kind if https && connecting && is_tls_kind(kind) => class = TransportError::Tls,
+                _ if connecting => {}
+                _ => (class, lost) = (TransportError::ConnectionClosed, true),
             }
         }
         if let Some(http) = cause.downcast_ref::<hyper::Error>()
@@ -272,68 +265,20 @@ fn classify(error: &reqwest::Error, https: bool) -> Failed {
         }
         next = cause.source();
     }
-    if error.is_timeout() {
-        return Failed {
-            class: TransportError::Timeout,
-            text: format!("not connected within {CONNECT_TIMEOUT:?}"),
-            lost,
-        };
-    }
     Failed { class, text: deepest, lost }
 }
 
-fn is_tls_kind(kind: std::io::ErrorKind) -> bool {
-    matches!(kind, std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof)
+fn is_tls_kind(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 /// I/O errors are wrapped in I/O errors by the TLS connector; the innermost one says what happened.
-fn innermost_kind(error: &std::io::Error) -> std::io::ErrorKind {
+fn innermost_kind(error: &io::Error) -> io::ErrorKind {
     let mut error = error;
-    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<std::io::Error>()) {
+    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()) {
         error = inner;
     }
     error.kind()
-}
-
-/// Notes when a connection stood, for the attempt in whose task it was made.
-#[derive(Clone, Copy)]
-struct TimeConnects;
-
-impl<S> Layer<S> for TimeConnects {
-    type Service = TimedConnect<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        TimedConnect { inner }
-    }
-}
-
-#[derive(Clone)]
-struct TimedConnect<S> {
-    inner: S,
-}
-
-impl<S, R> Service<R> for TimedConnect<S>
-where
-    S: Service<R>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: R) -> Self::Future {
-        let connecting = self.inner.call(request);
-        Box::pin(async move {
-            let connection = connecting.await?;
-            // A connection that is finished in the background, after another one was taken, belongs to nobody.
-            let _ = CONNECTED.try_with(|clock| clock.connect_us.set(Some(micros(clock.started.elapsed()))));
-            Ok(connection)
-        })
-    }
 }
 
 #[cfg(test)]

@@ -137,7 +137,7 @@ pub async fn run(mut pool: Pool<Ack>, attempts: Arc<Attempts>, mut inbox: Inbox,
 
         for (work, as_probe) in effects.starts.drain(..) {
             let endpoint = directory.endpoint(work.job.endpoint).expect("the gate found it in this very snapshot");
-            let prepared = cache.get(endpoint, &attempts.sender);
+            let prepared = cache.get(endpoint);
             tokio::spawn(attempt(Arc::clone(&attempts), work, prepared, as_probe, outbox.clone()));
         }
         for report in effects.reports.drain(..) {

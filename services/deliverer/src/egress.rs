@@ -1,4 +1,5 @@
-//! The proxy through which deliveries leave, where an operator sets one: its address, and what still can't be asked of it.
+//! The proxy through which deliveries leave, where an operator sets one: its address, the client that leaves through it
+//! (reqwest's, which knows proxies), and what still can't be asked of it.
 //! Used by `client`.
 //!
 //! With a proxy it is the proxy that resolves names and connects, so it is the proxy that must refuse inner addresses.
@@ -11,7 +12,8 @@ use relay_core::address::{RefusedAddress, is_localhost};
 use relay_runtime::flags::{ExposeSecret, FlagError, SecretString, secret_from};
 use url::{Host, Url};
 
-use crate::resolver::Guard;
+use crate::connect::{IDLE_TIMEOUT, TimeConnects};
+use crate::resolver::{Guard, GuardedResolver};
 
 /// The variable with the proxy's URL (or `RELAY_EGRESS_PROXY_FILE`).
 pub const EGRESS_PROXY_VARIABLE: &str = "RELAY_EGRESS_PROXY";
@@ -71,8 +73,31 @@ impl EgressProxy {
         Ok(Self { url: SecretString::from(String::from(parsed)), host, shown })
     }
 
-    /// For the HTTP client. Every request goes through it, whatever the environment says about exceptions.
-    pub(crate) fn client_proxy(&self) -> Result<reqwest::Proxy, reqwest::Error> {
+    /// A client that leaves through it alone, whatever the environment says about exceptions; so many idle connections are kept for
+    /// each host. `resolver` is asked for the proxy only.
+    pub(crate) fn client(
+        &self,
+        resolver: GuardedResolver,
+        idle_per_host: usize,
+    ) -> Result<reqwest::Client, reqwest::Error> {
+        #[expect(clippy::disallowed_methods, reason = "this is one of the two clients that the rule points to")]
+        reqwest::Client::builder()
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            // Before `proxy`, which it would forget.
+            .no_proxy()
+            .proxy(self.client_proxy()?)
+            .referer(false)
+            .tcp_nodelay(true)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(idle_per_host)
+            .dns_resolver(resolver)
+            .connector_layer(TimeConnects)
+            .build()
+    }
+
+    fn client_proxy(&self) -> Result<reqwest::Proxy, reqwest::Error> {
         reqwest::Proxy::all(self.url.expose_secret())
     }
 
@@ -87,7 +112,7 @@ impl EgressProxy {
     }
 
     /// Whether an endpoint at `host` is asked of the proxy.
-    pub(crate) fn check(&self, host: &Host<&str>, guard: &Guard) -> Result<(), RefusedHost> {
+    pub(crate) fn check(&self, host: &Host, guard: &Guard) -> Result<(), RefusedHost> {
         if host.to_string().eq_ignore_ascii_case(&self.host) {
             return Err(RefusedHost::Proxy);
         }
@@ -158,7 +183,7 @@ mod tests {
         let proxy = proxy("http://proxy.internal:3128").unwrap();
         let check = |url: &str, allow: &[&str]| {
             let guard = Guard::new(AddressPolicy::new(allow.iter().map(|n| n.parse().unwrap()).collect()));
-            proxy.check(&Url::parse(url).unwrap().host().unwrap(), &guard)
+            proxy.check(&Url::parse(url).unwrap().host().unwrap().to_owned(), &guard)
         };
         for inner in ["http://10.0.0.1", "https://[::1]", "http://0x7f.1", "http://localhost", "https://a.localhost"] {
             assert!(matches!(check(inner, &[]), Err(RefusedHost::Address(_))), "{inner}");

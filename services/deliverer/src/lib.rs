@@ -3,13 +3,15 @@
 //!
 //! Any number of deliverers share the durable consumers of the lanes. In the order of a job's way: `intake`,
 //! `drive` with `pool` (queues: [`relay_core::lanes`]; messages: `bundles`), `gate`, `attempt` (with `prepared`,
-//! `client`, `resolver`, `own`, `egress`), `judge`, `recorder`.
+//! `client`, `direct`, `egress`, `connect`, `resolver`, `own`), `judge`, `recorder`.
 
 mod attempt;
 mod bundles;
 mod cli;
 mod client;
 mod config;
+mod connect;
+mod direct;
 mod drive;
 mod egress;
 #[cfg(test)]

@@ -7,20 +7,23 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use chrono::{DateTime, Utc};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Method, Uri};
+use percent_encoding::percent_decode_str;
 use relay_core::endpoint::{Endpoint, Secrets};
 use relay_core::headers::is_secret;
 use relay_core::ids::EndpointId;
 use relay_core::job::Job;
 use relay_core::sealing::Withheld;
 use relay_core::signature::Signer;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use reqwest::{Method, Request};
 use secrecy::ExposeSecret;
 use url::Url;
 
-use crate::client::Sender;
+use crate::client::Request;
 
 /// Endpoints that are kept prepared.
 const CACHE_MAX: usize = 20_000;
@@ -59,7 +62,7 @@ pub enum Unsendable {
 pub struct Prepared {
     /// Its settings.
     pub endpoint: Arc<Endpoint>,
-    url: Url,
+    uri: Uri,
     fixed: HeaderMap,
     /// The fixed headers, as the attempt log shows them.
     fixed_lines: Bytes,
@@ -70,11 +73,14 @@ pub struct Prepared {
 
 impl Prepared {
     /// Parses and keys.
-    pub fn new(endpoint: Arc<Endpoint>, sender: &Sender) -> Result<Self, Unsendable> {
-        let url = Url::parse(&endpoint.url).map_err(|e| Unsendable::Url(e.to_string()))?;
-        let template = sender.template(url).map_err(|e| Unsendable::Url(e.to_string()))?;
+    pub fn new(endpoint: Arc<Endpoint>) -> Result<Self, Unsendable> {
+        let mut url = Url::parse(&endpoint.url).map_err(|e| Unsendable::Url(e.to_string()))?;
+        let credentials = take_credentials(&mut url);
+        let uri = Uri::try_from(url.as_str()).map_err(|e| Unsendable::Url(e.to_string()))?;
         let secrets = endpoint.secrets.as_ref().map_err(|why| Unsendable::Withheld(*why))?;
-        let mut fixed = template.headers().clone();
+        let mut fixed = HeaderMap::new();
+        fixed.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        fixed.extend(credentials.map(|credentials| (AUTHORIZATION, credentials)));
         for (name, value, is_marked) in custom_headers(&endpoint, secrets) {
             let unsendable = || Unsendable::Header(name.to_owned());
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unsendable())?;
@@ -85,7 +91,7 @@ impl Prepared {
         fixed.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         fixed.insert(USER_AGENT, HeaderValue::from_static(concat!("WebhookRelay/", env!("CARGO_PKG_VERSION"))));
         Ok(Self {
-            url: template.url().clone(),
+            uri,
             fixed_lines: header_lines(&fixed),
             fixed,
             signer: Signer::new(endpoint.schemes, secrets, false),
@@ -103,9 +109,11 @@ impl Prepared {
             _ => &self.signer,
         };
         let signatures = signer.sign(&event_id, stamp, body);
-        let mut request = Request::new(Method::POST, self.url.clone());
+        let mut request = Request::new(body.clone());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.fixed.clone();
         let headers = request.headers_mut();
-        *headers = self.fixed.clone();
         let mut put = |name: HeaderName, value: String| {
             // Ids, numbers, hex, base64, event types and checked traces are all visible ASCII.
             if let Ok(value) = HeaderValue::try_from(value) {
@@ -126,7 +134,6 @@ impl Prepared {
         if let Some(trace) = &job.trace {
             put(TRACEPARENT, trace.as_ref().to_owned());
         }
-        *request.body_mut() = Some(body.clone().into());
         request
     }
 
@@ -147,6 +154,20 @@ impl Prepared {
         }
         lines.freeze()
     }
+}
+
+/// Takes user name and password out of a URL: they are sent as a header (RFC 7617).
+fn take_credentials(url: &mut Url) -> Option<HeaderValue> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let pair = format!("{}:{}", decoded(url.username()), url.password().map(decoded).unwrap_or_default());
+    // Only a URL that can have no host refuses to be without them, and it has none.
+    let _ = (url.set_username(""), url.set_password(None));
+    let mut value = HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// Names and values, and whether they are marked secret.
@@ -183,7 +204,7 @@ pub struct Cache {
 
 impl Cache {
     /// The prepared form of these very settings.
-    pub fn get(&mut self, endpoint: &Arc<Endpoint>, sender: &Sender) -> Result<Arc<Prepared>, Unsendable> {
+    pub fn get(&mut self, endpoint: &Arc<Endpoint>) -> Result<Arc<Prepared>, Unsendable> {
         if let Some(there) = self.prepared.get(&endpoint.id)
             && (Arc::ptr_eq(&there.endpoint, endpoint) || there.endpoint.version == endpoint.version)
         {
@@ -192,7 +213,7 @@ impl Cache {
         if self.prepared.len() >= CACHE_MAX {
             self.prepared.clear();
         }
-        let made = Arc::new(Prepared::new(Arc::clone(endpoint), sender)?);
+        let made = Arc::new(Prepared::new(Arc::clone(endpoint))?);
         self.prepared.insert(endpoint.id, Arc::clone(&made));
         Ok(made)
     }
@@ -202,7 +223,6 @@ impl Cache {
 mod tests {
     use super::*;
     use crate::fixtures::{endpoint, job};
-    use relay_core::address::AddressPolicy;
     use relay_core::endpoint::PreviousSecrets;
     use relay_core::signature::{Inbound, Schemes, SigningKey, SigningSecret, verify, verify_inbound};
 
@@ -211,7 +231,7 @@ mod tests {
     }
 
     fn prepared(endpoint: Endpoint) -> Prepared {
-        Prepared::new(Arc::new(endpoint), &Sender::new(AddressPolicy::new(Vec::new()), None).unwrap()).unwrap()
+        Prepared::new(Arc::new(endpoint)).unwrap()
     }
 
     #[test]
@@ -220,7 +240,7 @@ mod tests {
         let secret = endpoint.secrets.as_ref().unwrap().current.expose().to_owned();
         let body = Bytes::from_static(b"{ \"a\" : 1 }");
         let request = prepared(endpoint).request(&job(7), &body, now());
-        assert_eq!(request.url().as_str(), "https://hooks.example.com/a?b=c");
+        assert_eq!(request.uri().to_string(), "https://hooks.example.com/a?b=c");
         let header = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
         let id = job(7).event.to_string();
         assert_eq!(header("x-webhook-event-id"), id);
@@ -233,7 +253,7 @@ mod tests {
         assert!(header("webhook-signature").starts_with("v1,"));
         let verdict = verify_inbound(header("x-webhook-signature").as_bytes(), &secret, &body, now().timestamp());
         assert!(verdict.valid);
-        assert_eq!(request.body().unwrap().as_bytes().unwrap(), &body[..]);
+        assert_eq!(request.body(), &body);
     }
 
     #[test]
@@ -249,7 +269,7 @@ mod tests {
         assert_eq!(request.headers()["x-tenant"], "7");
         assert_eq!(request.headers()["x-api-key"], "k");
         assert_eq!(request.headers()["authorization"], "Basic dXNlcjpwYXNz");
-        assert_eq!(request.url().as_str(), "https://hooks.example.com/");
+        assert_eq!(request.uri().to_string(), "https://hooks.example.com/");
         for value in request.headers().values() {
             assert_ne!(value, "evil");
         }
@@ -318,13 +338,12 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_prepared_once_per_version() {
-        let sender = Sender::new(AddressPolicy::new(Vec::new()), None).unwrap();
         let mut cache = Cache::default();
         let first = Arc::new(endpoint("https://hooks.example.com/"));
-        let a = cache.get(&first, &sender).unwrap();
-        assert!(Arc::ptr_eq(&a, &cache.get(&first, &sender).unwrap()));
+        let a = cache.get(&first).unwrap();
+        assert!(Arc::ptr_eq(&a, &cache.get(&first).unwrap()));
         let second =
             Arc::new(Endpoint { version: 2, url: "https://other.example.com/".to_owned(), ..(*first).clone() });
-        assert_eq!(cache.get(&second, &sender).unwrap().url.host_str(), Some("other.example.com"));
+        assert_eq!(cache.get(&second).unwrap().uri.host(), Some("other.example.com"));
     }
 }

@@ -1,15 +1,18 @@
 //! The guard against requests to addresses that are nobody's business: the resolver that the HTTP connector
 //! itself uses returns addresses that were checked, and the connector goes to no others; so a name that changes its
-//! address between two lookups gains nothing. Used by `client`.
+//! address between two lookups gains nothing. Used by `direct` and `egress`.
 
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use hyper_util::client::legacy::connect::dns;
 use relay_core::address::{AddressPolicy, RefusedAddress, is_localhost};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tower::{BoxError, Service};
 
 use crate::own::OwnAddresses;
 
@@ -60,6 +63,7 @@ impl Guard {
 /// Resolves names to permitted addresses. One refused address refuses the whole name: whoever answers with both
 /// kinds wants the connector to try one after the other. Only of `localhost`, whose addresses nobody chooses, the
 /// permitted ones are taken.
+#[derive(Clone)]
 pub struct GuardedResolver {
     guard: Arc<Guard>,
     lookup: Lookup,
@@ -74,29 +78,50 @@ impl GuardedResolver {
     }
 }
 
+impl GuardedResolver {
+    async fn permitted(self, name: String) -> Result<Vec<SocketAddr>, BoxError> {
+        let failed = |reason: String| LookupFailed { host: name.clone(), reason };
+        let found = (self.lookup)(name.clone()).await.map_err(|e| failed(e.to_string()))?;
+        let is_proxy = self.proxy.as_deref().is_some_and(|proxy| proxy.eq_ignore_ascii_case(&name));
+        let mut permitted = Vec::with_capacity(found.len());
+        let mut refused = None;
+        for ip in found {
+            match self.guard.check(ip) {
+                _ if is_proxy => permitted.push(SocketAddr::new(ip, 0)),
+                Ok(()) => permitted.push(SocketAddr::new(ip, 0)),
+                Err(why) => refused = Some(why),
+            }
+        }
+        if let Some(why) = refused.filter(|_| permitted.is_empty() || !is_localhost(&name)) {
+            return Err(why.into());
+        }
+        if permitted.is_empty() {
+            return Err(failed("it has no addresses".to_owned()).into());
+        }
+        Ok(permitted)
+    }
+}
+
+/// For hyper's client.
+impl Service<dns::Name> for GuardedResolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: dns::Name) -> Self::Future {
+        let permitted = self.clone().permitted(name.as_str().to_owned());
+        Box::pin(async move { Ok(permitted.await?.into_iter()) })
+    }
+}
+
+/// For reqwest's client.
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (guard, looking_up) = (Arc::clone(&self.guard), (self.lookup)(name.as_str().to_owned()));
-        let is_proxy = self.proxy.as_deref().is_some_and(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
-        Box::pin(async move {
-            let failed = |reason: String| LookupFailed { host: name.as_str().to_owned(), reason };
-            let found = looking_up.await.map_err(|e| failed(e.to_string()))?;
-            let mut permitted = Vec::with_capacity(found.len());
-            let mut refused = None;
-            for ip in found {
-                match guard.check(ip) {
-                    _ if is_proxy => permitted.push(ip),
-                    Ok(()) => permitted.push(ip),
-                    Err(why) => refused = Some(why),
-                }
-            }
-            if let Some(why) = refused.filter(|_| permitted.is_empty() || !is_localhost(name.as_str())) {
-                return Err(why.into());
-            }
-            if permitted.is_empty() {
-                return Err(failed("it has no addresses".to_owned()).into());
-            }
-            Ok(Box::new(permitted.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
-        })
+        let permitted = self.clone().permitted(name.as_str().to_owned());
+        Box::pin(async move { Ok(Box::new(permitted.await?.into_iter()) as Addrs) })
     }
 }

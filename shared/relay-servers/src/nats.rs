@@ -56,8 +56,9 @@ pub(crate) fn prepare(
     write(&conf, &configuration(port, monitor_port, &dir.join("streams")))?;
     let mut env: Vec<_> =
         passwords.iter().map(|(user, password)| (password_variable(user), password.clone())).collect();
-    // An operator's own one stays.
-    if std::env::var_os(MEMORY_LIMIT_VARIABLE).is_none() {
+    #[expect(clippy::disallowed_methods, reason = "a setting of the server, not of ours; an operator's own one stays")]
+    let is_set = std::env::var_os(MEMORY_LIMIT_VARIABLE).is_some();
+    if !is_set {
         env.push((MEMORY_LIMIT_VARIABLE.to_owned(), format!("{}MiB", memory_limit_mib(files.memory))));
     }
     let accounts = tenants::accounts(files.accounts, &tenants::read(&dir)?);

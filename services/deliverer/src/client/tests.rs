@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hyper::Method;
 use relay_core::delivery::EXCERPT_BYTES_MAX;
-use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use url::Url;
 
 use super::*;
 
@@ -52,8 +53,9 @@ fn local() -> Sender {
 
 async fn post(sender: &Sender, url: &Url, timeout: Duration) -> Sent {
     let build = || {
-        let mut request = Request::new(Method::POST, url.clone());
-        *request.body_mut() = Some("{}".into());
+        let mut request = Request::new(Bytes::from_static(b"{}"));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = url.as_str().try_into().unwrap();
         request
     };
     sender.post(build, timeout).await
