@@ -1,4 +1,5 @@
-//! Deliveries through an operator's proxy: plain and over TLS, to names that only the proxy can look up.
+//! The ways out: over TLS to receivers whose certificate is trusted and to no others, and through an operator's proxy to
+//! names that only the proxy can look up.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -112,6 +113,43 @@ async fn deliveries_leave_through_the_proxy() -> anyhow::Result<()> {
     assert!(deliverer.terminate().await?, "{}", deliverer.output());
     let output = deliverer.output();
     assert!(output.contains(&format!("http://localhost:{}", proxy.port())) && !output.contains("sesame"), "{output}");
+    Ok(())
+}
+
+/// Without a proxy: who shows a certificate that the system trusts, for the name that was asked for, gets the event.
+#[tokio::test]
+async fn over_tls_only_those_get_it_who_prove_their_name() -> anyhow::Result<()> {
+    let mut w = World::servers().await?;
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let (other_name, unknown) = (
+        rcgen::generate_simple_self_signed([NAME.to_owned()])?,
+        rcgen::generate_simple_self_signed(["localhost".to_owned()])?,
+    );
+    let roots = w.data("roots.pem");
+    std::fs::write(&roots, made.cert.pem() + &other_name.cert.pem())?;
+    let trust = [("SSL_CERT_FILE".to_owned(), roots.to_string_lossy().into_owned())];
+    let (_deliverer, _) = w.service_with("deliverer", "deliverer", &[], &trust).await?;
+    let (_dispatcher, _) = w.service("dispatcher", "dispatcher").await?;
+    let (_ingest, address) = w.service("ingest", "ingest").await?;
+    w.use_api(&address);
+    let sink: SocketAddr = reqwest::Url::parse(&w.sink.url("/"))?.socket_addrs(|| None)?[0];
+    let settings = json!({"retry_schedule_seconds": [0], "circuit_failure_threshold": 100});
+    for (shown, path, status) in [
+        (&made, "/trusted", "delivered"),
+        (&other_name, "/other", "dead_lettered"),
+        (&unknown, "/unknown", "dead_lettered"),
+    ] {
+        let port = secured(sink, shown).await?.port();
+        let endpoint = w.api.endpoint(&format!("https://localhost:{port}{path}"), settings.clone()).await?.text("id");
+        let event = w.api.event(&endpoint, "a.b", json!({})).await?;
+        w.api.wait_status(&event, status).await?;
+        let came = w.sink.received(path).len();
+        assert_eq!(came, usize::from(status == "delivered"), "{path}");
+        let attempts = w.api.get(&format!("/events/{event}/attempts")).await?.expect(200);
+        let attempt = &attempts.body["items"][0];
+        let class = if came == 1 { json!(null) } else { json!("tls") };
+        assert_eq!(attempt["error_class"], class, "{path}: {attempt}");
+    }
     Ok(())
 }
 
