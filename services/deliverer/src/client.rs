@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use url::Host;
 
 use crate::connect::{self, CONNECT_TIMEOUT, connect_us, micros};
-use crate::direct::Direct;
+use crate::direct::{self, Direct};
 use crate::egress::EgressProxy;
 use crate::resolver::{Guard, GuardedResolver, Lookup, LookupFailed, system};
 
@@ -121,13 +121,16 @@ impl Sender {
         let guard = Arc::new(Guard::new(policy));
         let proxy_host = egress.as_ref().map(|proxy| proxy.host().to_owned());
         let resolver = GuardedResolver::new(Arc::clone(&guard), lookup, proxy_host);
-        let way = |idle_per_host| -> Result<Way, ClientError> {
-            Ok(match &egress {
-                None => Way::Direct(Direct::new(resolver.clone(), idle_per_host)?),
-                Some(proxy) => Way::Proxied(proxy.client(resolver.clone(), idle_per_host)?),
-            })
+        let [pooled, fresh] = match &egress {
+            None => {
+                let connector = direct::connector(resolver)?;
+                [IDLE_PER_HOST, 0].map(|idle| Way::Direct(Direct::new(connector.clone(), idle)))
+            }
+            Some(proxy) => {
+                [Way::Proxied(proxy.client(resolver.clone(), IDLE_PER_HOST)?), Way::Proxied(proxy.client(resolver, 0)?)]
+            }
         };
-        Ok(Self { pooled: way(IDLE_PER_HOST)?, fresh: way(0)?, guard, egress })
+        Ok(Self { pooled, fresh, guard, egress })
     }
 
     /// Sends what `build` makes (it is called again where a stale connection makes a second try necessary). The

@@ -17,7 +17,8 @@ use tower::Layer;
 use crate::connect::{IDLE_TIMEOUT, TimeConnects, TimedConnect};
 use crate::resolver::GuardedResolver;
 
-type Connector = TimedConnect<HttpsConnector<HttpConnector<GuardedResolver>>>;
+/// Makes connections; clones share what TLS knows.
+pub type Connector = TimedConnect<HttpsConnector<HttpConnector<GuardedResolver>>>;
 
 /// Connections to endpoints. Cheap to clone.
 #[derive(Clone)]
@@ -25,26 +26,30 @@ pub struct Direct {
     client: Client<Connector, Full<Bytes>>,
 }
 
+/// Connects where `resolver` leads. Certificates are checked as the system does.
+pub fn connector(resolver: GuardedResolver) -> io::Result<Connector> {
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
+    tcp.set_nodelay(true);
+    // The scheme decides about TLS, one layer above.
+    tcp.enforce_http(false);
+    let tls = HttpsConnectorBuilder::new()
+        .with_provider_and_platform_verifier(aws_lc_rs::default_provider())?
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Ok(TimeConnects.layer(tls))
+}
+
 impl Direct {
-    /// Connections that go where `resolver` leads; so many idle ones are kept for each host. Certificates are checked as the
-    /// system does.
-    pub fn new(resolver: GuardedResolver, idle_per_host: usize) -> io::Result<Self> {
-        let mut tcp = HttpConnector::new_with_resolver(resolver);
-        tcp.set_nodelay(true);
-        // The scheme decides about TLS, one layer above.
-        tcp.enforce_http(false);
-        let tls = HttpsConnectorBuilder::new()
-            .with_provider_and_platform_verifier(aws_lc_rs::default_provider())?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
+    /// Connections of `connector`; so many idle ones are kept for each host.
+    pub fn new(connector: Connector, idle_per_host: usize) -> Self {
         #[expect(clippy::disallowed_methods, reason = "this is one of the two clients that the rule points to")]
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(idle_per_host)
-            .build(TimeConnects.layer(tls));
-        Ok(Self { client })
+            .build(connector);
+        Self { client }
     }
 
     /// Sends a request; redirects are not followed.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -67,24 +68,7 @@ impl Address {
 
 /// Undoes the escapes that user names and passwords have in URLs.
 fn percent_decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        // A number may have a sign, an escape has none.
-        let digits = tail.get(..2).filter(|h| first == b'%' && h.iter().all(u8::is_ascii_hexdigit));
-        let escape = digits.and_then(|h| std::str::from_utf8(h).ok());
-        match escape.and_then(|h| u8::from_str_radix(h, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// Whether the connection is up, and a number that changes with every change.
