@@ -25,6 +25,8 @@ use crate::{Config, Links};
 const MESSAGES_MAX: usize = 500;
 /// Below this many events a batch waits for more where they come fast, longer while others are under way.
 const SMALL_BATCH: usize = 200;
+/// The longest that a batch waits for more where no other is under way: what the next events gain by it, this one pays.
+const IDLE_WAIT_MAX: Duration = Duration::from_millis(3);
 /// When a message of a newer program, or one that failed, is offered again.
 const NAK_DELAY: Duration = Duration::from_secs(5);
 
@@ -122,7 +124,7 @@ pub async fn run(intake: Intake, stop: CancellationToken) {
             }
             let alone = permits.available_permits() >= others;
             // Where events come fast, a batch waits for the one before it: two at a time cost more than one that is larger.
-            let until = begun + if alone || wait.is_zero() { wait } else { LINGER_MAX };
+            let until = begun + if alone || wait.is_zero() { wait.min(IDLE_WAIT_MAX) } else { LINGER_MAX };
             if gathered.is_full()
                 || gathered.batch.events.len() >= SMALL_BATCH
                 || Instant::now() >= until

@@ -112,7 +112,7 @@ impl Links {
         // Both are only parsed here: an address that can't be read is not worth waiting for.
         let store = Store::lazy(url, access.options(name))?;
         let circuits = Circuits::connect(addresses.redis_url.expose_secret(), pod.to_owned())?;
-        let Some(()) = retry("PostgreSQL", url, || store.ping(), stop).await else { return Ok(None) };
+        let Some(()) = retry("PostgreSQL", url, || store.probe(), stop).await else { return Ok(None) };
         Self::with_store(store, circuits, addresses, name, stop).await
     }
 

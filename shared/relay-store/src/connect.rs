@@ -104,10 +104,10 @@ fn runner<V: Display + Clone>(options: &PgConnectOptions, settings: &[(&str, V)]
 }
 
 impl Store {
-    /// Opens the ledger and proves that it answers.
+    /// Opens the ledger and proves that it can be reached.
     pub async fn connect(url: &str, options: StoreOptions) -> Result<Self, StoreError> {
         let store = Self::lazy(url, options)?;
-        store.ping().await?;
+        store.probe().await?;
         Ok(store)
     }
 
@@ -168,6 +168,18 @@ impl Store {
         self.dispatch.pool.close().await;
         self.keyed.pool.close().await;
         self.queries.pool.close().await;
+    }
+
+    /// Proves that the ledger can be reached, by a connection beside the pools: a pool would only say that it got none
+    /// in time, this says why.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let options = self.queries.pool.connect_options();
+        let connect = async { sqlx::PgConnection::connect_with(&options).await?.close().await };
+        match tokio::time::timeout(DEADLINE, connect).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(StoreError::unavailable(error.to_string())),
+            Err(_) => Err(StoreError::unavailable(format!("no answer within {} s", DEADLINE.as_secs()))),
+        }
     }
 
     /// Proves that the ledger answers.

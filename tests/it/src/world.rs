@@ -148,14 +148,19 @@ impl World {
     /// Starts everything in one process on the servers of [`World::servers`], with further flags. [`World::api`] is its
     /// interface.
     pub async fn all(&mut self, name: &str, more: &[&str]) -> anyhow::Result<Process> {
+        let (mut up, address) = self.launch_all(name, more)?;
+        up.wait_ready(&format!("http://{address}/health/ready")).await?;
+        self.use_api(&address);
+        Ok(up)
+    }
+
+    /// The same without waiting for it. Returns it and where its interface is to be.
+    pub fn launch_all(&self, name: &str, more: &[&str]) -> anyhow::Result<(Process, String)> {
         let address = format!("127.0.0.1:{}", free_port());
         let data = self.dir.0.join("all").to_string_lossy().into_owned();
         let args = [&["up", "--data-dir", &data, "--listen", &address], more].concat();
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
-        let mut up = Process::start(&self.dir.0, name, &binary("webhook-relay")?, &args, &self.env(&[]))?;
-        up.wait_ready(&format!("http://{address}/health/ready")).await?;
-        self.use_api(&address);
-        Ok(up)
+        Ok((Process::start(&self.dir.0, name, &binary("webhook-relay")?, &args, &self.env(&[]))?, address))
     }
 
     /// Starts a service of its own on these servers. Returns it and the address that it listens on: that of its

@@ -6,9 +6,10 @@ use relay_links::Addresses;
 use relay_runtime::flags::{LogFlags, SecretsFlags};
 use relay_runtime::shutdown::Shutdown;
 use relay_servers::ServerKind;
-use relay_store::{Store, StoreOptions};
 use secrecy::ExposeSecret;
+use tokio_util::sync::CancellationToken;
 
+use super::migrate;
 use super::private::{PrivateFlags, supervise};
 
 /// Private PostgreSQL, Redis and nats-server without services, until Ctrl-C.
@@ -40,7 +41,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (sender, done) = mpsc::channel();
     let (private, soft) = (args.private.clone(), shutdown.soft());
     let work = runtime.spawn(async move {
-        let outcome = prepare(&private, &addresses).await;
+        let outcome = prepare(&private, &addresses, &soft).await;
         if outcome.is_ok() {
             soft.cancelled().await;
         }
@@ -53,11 +54,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     outcome
 }
 
-async fn prepare(private: &PrivateFlags, addresses: &Addresses) -> anyhow::Result<()> {
-    let store =
-        Store::connect(addresses.database_url.expose_secret(), StoreOptions::new("webhook-relay servers")).await?;
-    store.migrate().await?;
-    store.close().await;
+async fn prepare(private: &PrivateFlags, addresses: &Addresses, stop: &CancellationToken) -> anyhow::Result<()> {
+    let Some(()) = migrate::when_there(addresses.database_url.expose_secret(), stop).await? else { return Ok(()) };
     let (_, keys) = private.keys(&SecretsFlags::default())?;
     let path = private.write_addresses(addresses, keys.as_deref())?;
     println!("the servers are up; their addresses: {}", path.display());

@@ -13,9 +13,10 @@ use relay_runtime::flags::{DatabaseFlags, LogFlags, NatsFlags, RedisFlags, Secre
 use relay_runtime::http::{Front, FrontFlags};
 use relay_runtime::shutdown::Shutdown;
 use relay_servers::{ServerKind, Servers};
-use relay_store::{Store, StoreOptions};
+use relay_store::Store;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::migrate;
 use super::private::{PrivateFlags, supervise};
 use crate::all::{self, Settings};
 use crate::self_check;
@@ -166,13 +167,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let pod = relay_runtime::pod::name();
     let database = addresses.database_url.expose_secret();
-    let migrate = async {
-        let store = Store::connect(database, StoreOptions::new("webhook-relay migrate")).await?;
-        store.migrate().await?;
-        store.close().await;
-        anyhow::Ok(())
-    };
-    migrate.await.context("bringing the schema up to date")?;
+    let Some(()) = migrate::when_there(database, &shutdown.soft()).await? else { return Ok(()) };
     let Some(links) =
         Links::connect(&addresses, Access::Secrets(keys), "webhook-relay", &pod, &shutdown.soft()).await?
     else {

@@ -100,7 +100,9 @@ async fn migrations_clock_durability_and_leases(pool: PgPool) {
     assert!(ledger.lead("scheduler", "b", Duration::ZERO).await.unwrap());
     assert!(ledger.lead("scheduler", "a", ttl).await.unwrap(), "a lease that has lapsed is anybody's");
     let missing = Store::connect("postgres://nobody@127.0.0.1:1/none", StoreOptions::new("t")).await;
-    assert_eq!(missing.unwrap_err().kind(), ErrorKind::Unavailable);
+    let missing = missing.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::Unavailable);
+    assert!(missing.to_string().contains("onnection refused"), "it says why: {missing}");
     assert!(Store::lazy("not a url", StoreOptions::new("t")).is_err());
 }
 

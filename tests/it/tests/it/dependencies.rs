@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use it::api::{Answer, PATIENCE};
+use it::process::Process;
 use it::world::Launched;
 use it::{Api, World};
 use serde_json::json;
@@ -22,21 +23,6 @@ impl Service {
     /// What it says about itself.
     async fn ready(&self) -> anyhow::Result<Answer> {
         self.health.request("GET", "/health/ready", &[], None).await
-    }
-
-    /// Waits until its log has this text.
-    async fn logs(&self, text: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.launched.process.output().contains(text) {
-            ensure!(
-                Instant::now() < deadline,
-                "{} never logs {text:?}:\n{}",
-                self.name,
-                self.launched.process.output()
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
     }
 
     /// Waits until it says so.
@@ -63,6 +49,16 @@ impl Service {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Waits until the log of a process has this text.
+async fn logs(process: &Process, text: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !process.output().contains(text) {
+        ensure!(Instant::now() < deadline, "never logged: {text:?}:\n{}", process.output());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 fn launch(w: &World) -> anyhow::Result<Vec<Service>> {
@@ -92,7 +88,7 @@ async fn services_start_before_their_servers() -> anyhow::Result<()> {
         assert_eq!(answer.body["status"], "unready", "{}", answer.body);
         assert!(answer.body["checks"]["start"].as_str().is_some_and(|why| why.contains("waits")), "{}", answer.body);
         service.health.request("GET", "/health/live", &[], None).await?.expect(200);
-        service.logs("waiting for it").await?;
+        logs(&service.launched.process, "waiting for it").await?;
     }
     for name in ["ingest", "dlq-manager"] {
         let answer = interface(&services, name).get("/stats").await?.expect_problem(503, "service-unavailable");
@@ -130,6 +126,27 @@ async fn services_start_before_their_servers() -> anyhow::Result<()> {
         assert!(password.as_ref().is_none_or(|password| !output.contains(password)), "{name} shows a password");
         assert!(service.launched.process.terminate().await?, "{name}:\n{output}");
     }
+    Ok(())
+}
+
+/// So does the all-in-one where the servers are somebody else's; it brings the schema up to date when the database is there.
+#[tokio::test]
+async fn the_all_in_one_starts_before_its_servers() -> anyhow::Result<()> {
+    let mut w = World::absent().await?;
+    let (mut told_to_end, _) = w.launch_all("told-to-end", &[])?;
+    logs(&told_to_end, "waiting for it").await?;
+    ensure!(told_to_end.terminate().await?, "{}", told_to_end.output());
+
+    let (mut up, address) = w.launch_all("waits", &[])?;
+    // It says why.
+    logs(&up, "onnection refused").await?;
+    w.bring_back().await?;
+    up.wait_ready(&format!("http://{address}/health/ready")).await?;
+    w.use_api(&address);
+    let endpoint = w.api.endpoint(&w.sink.url("/hook"), json!({})).await?.text("id");
+    let event = w.api.event(&endpoint, "a.b", json!({})).await?;
+    w.api.wait_status(&event, "delivered").await?;
+    ensure!(up.terminate().await?, "{}", up.output());
     Ok(())
 }
 
