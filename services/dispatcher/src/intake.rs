@@ -1,5 +1,6 @@
 //! Step 5: pulls messages from EVENTS, gathers them into batches and hands these on. While batches are on their
-//! way into Postgres the next one gathers, so batches grow with the load; an idle dispatcher waits for nothing.
+//! way into Postgres the next one gathers, so batches grow with the load; an idle dispatcher waits for nothing
+//! where events come singly, and for a moment where they come fast.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

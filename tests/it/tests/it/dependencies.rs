@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use it::api::{Answer, PATIENCE};
-use it::process::Process;
 use it::world::Launched;
 use it::{Api, World};
 use serde_json::json;
@@ -51,16 +50,6 @@ impl Service {
     }
 }
 
-/// Waits until the log of a process has this text.
-async fn logs(process: &Process, text: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !process.output().contains(text) {
-        ensure!(Instant::now() < deadline, "never logged: {text:?}:\n{}", process.output());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
 fn launch(w: &World) -> anyhow::Result<Vec<Service>> {
     SERVICES
         .into_iter()
@@ -88,7 +77,7 @@ async fn services_start_before_their_servers() -> anyhow::Result<()> {
         assert_eq!(answer.body["status"], "unready", "{}", answer.body);
         assert!(answer.body["checks"]["start"].as_str().is_some_and(|why| why.contains("waits")), "{}", answer.body);
         service.health.request("GET", "/health/live", &[], None).await?.expect(200);
-        logs(&service.launched.process, "waiting for it").await?;
+        service.launched.process.wait_said("waiting for it").await?;
     }
     for name in ["ingest", "dlq-manager"] {
         let answer = interface(&services, name).get("/stats").await?.expect_problem(503, "service-unavailable");
@@ -134,12 +123,12 @@ async fn services_start_before_their_servers() -> anyhow::Result<()> {
 async fn the_all_in_one_starts_before_its_servers() -> anyhow::Result<()> {
     let mut w = World::absent().await?;
     let (mut told_to_end, _) = w.launch_all("told-to-end", &[])?;
-    logs(&told_to_end, "waiting for it").await?;
+    told_to_end.wait_said("waiting for it").await?;
     ensure!(told_to_end.terminate().await?, "{}", told_to_end.output());
 
     let (mut up, address) = w.launch_all("waits", &[])?;
     // It says why.
-    logs(&up, "onnection refused").await?;
+    up.wait_said("onnection refused").await?;
     w.bring_back().await?;
     up.wait_ready(&format!("http://{address}/health/ready")).await?;
     w.use_api(&address);

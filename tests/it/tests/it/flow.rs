@@ -154,12 +154,7 @@ async fn a_slow_endpoints_backlog_delays_nobody() -> anyhow::Result<()> {
     let slow = w.api.endpoint(&w.sink.url("/slow"), json!({"timeout_seconds": 20})).await?.text("id");
     let quick = w.api.endpoint(&w.sink.url("/quick"), json!({})).await?.text("id");
     flood(&w, &slow, 1000).await?;
-    let dispatcher = &running[0];
-    let deadline = Instant::now() + it::api::PATIENCE;
-    while !dispatcher.output().contains("slow lane") {
-        anyhow::ensure!(Instant::now() < deadline, "nobody says that it is slow:\n{}", dispatcher.output());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    running[0].wait_said("slow lane").await?;
     flood(&w, &slow, 1000).await?;
     let before = w.sink.received("/slow").len();
     flood(&w, &quick, 200).await?;

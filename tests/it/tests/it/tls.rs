@@ -60,10 +60,7 @@ async fn a_certificate_is_renewed_without_a_restart() -> anyhow::Result<()> {
     fresh.get("/health").await?.expect_problem(400, "bad-request");
     std::fs::write(&files.key, "-----BEGIN PRIVATE KEY-----\nsesame!\n-----END PRIVATE KEY-----\n")?;
     ingest.signal("HUP")?;
-    while !ingest.output().contains("the one before stays") {
-        anyhow::ensure!(Instant::now() < deadline, "a bad key is not noticed: {}", ingest.output());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    ingest.wait_said("the one before stays").await?;
     assert_eq!(post(&renewed).await?, 202);
     assert!(ingest.terminate().await?, "{}", ingest.output());
     assert!(!ingest.output().contains("sesame"), "{}", ingest.output());
